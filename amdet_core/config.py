@@ -1,0 +1,86 @@
+"""Settings of every algorithm: frozen, keyword-only, each field with its default, unit and source.
+
+"paper" is arXiv 2512.00343, "code" its released implementation (docs/method.md lists where they differ).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of all settings; raises ConfigError naming field, value and allowed range."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                expected=f"{type(self).__name__}.{field}: {first['msg']}",
+                found=repr(first.get("input")),
+                remedy=f"{error.error_count()} setting(s) to correct; see docs/configuration.md.",
+            ) from error
+
+
+class AmdetConfig(Config):
+    """Implicit feature inversion as published (Sec. V-A, Algorithm 1)."""
+
+    learning_rate: float = Field(default=8e-2, gt=0, description="Adam step size; paper and code")
+    weight_decay: float = Field(default=1e-5, ge=0, description="Adam weight decay; code")
+    batch: int = Field(default=10, ge=1, description="prompts per step; paper and code")
+    epochs: int = Field(default=2, ge=1, description="passes over the fit prompts; code")
+    vectors: int = Field(default=1, ge=1, le=16, description="length K of the pseudo-trigger; code")
+    insert_at: int = Field(default=1, ge=1, description="positions in front of it; 1 is behind BOS; paper and code")
+    weight_assimilation: float = Field(default=1.0, ge=0, description="factor of eq. 16")
+    weight_deviation: float = Field(default=0.1, ge=0, description="factor of eq. 17; code 0.1, paper 1")
+    weight_anchor: float = Field(default=0.1, ge=0, description="factor of eq. 18; code 0.1, paper 5")
+    check_every: int = Field(default=2, ge=1, description="steps between two looks at the gates; code")
+
+
+class ContrastConfig(Config):
+    """Anchor-relative inversion: the suspect collapses across prompts, the anchor does not."""
+
+    vectors: tuple[int, ...] = Field(default=(1, 3, 5), description="lengths K tried one after the other")
+    seeds: int = Field(default=2, ge=1, description="independent runs per length, each on its own prompts")
+    restarts: int = Field(default=8, ge=1, description="candidates side by side in one run")
+    steps: int = Field(default=90, ge=1, description="Adam steps per run")
+    learning_rate: float = Field(default=0.1, gt=0, description="Adam step size, in median token norms")
+    prompts: int = Field(default=6, ge=2, description="prompts per step, drawn anew each time")
+    prompt_tokens: int = Field(default=7, ge=1, description="length to which these prompts are cut, in tokens")
+    anchor_weight: float = Field(default=1.0, ge=0, description="factor of the anchor's collapse in the loss, K = 1")
+    anchor_weight_long: float = Field(default=0.5, ge=0, description="the same for K > 1")
+    norm_cap: float = Field(default=3.0, gt=0, description="largest vector norm, in median token norms")
+    enough: float = Field(default=0.93, gt=0, le=1, description="gap at which a run stops early")
+    held_out: int = Field(default=64, ge=8, description="prompts on which the gap is measured")
+
+
+class LandscapeConfig(Config):
+    """Loss surface around a recovered feature (eqs. 21-27)."""
+
+    grid: int = Field(default=50, ge=5, description="points per side; code 50 decides, 25 is drawn")
+    radius: float = Field(default=10.0, gt=0, description="half side of the window, in embedding units; code")
+    prompts: int = Field(default=1, ge=1, description="prompts over which the loss is averaged; code 1")
+    positive_above: float = Field(default=1e-6, ge=0, description="eigenvalues above this count as positive; code")
+
+
+class TextOnTextConfig(Config):
+    """Text-on-text injection, Rickrolling's target prompt attack as AMDET runs it (eqs. 1-3)."""
+
+    steps: int = Field(default=100, ge=1, description="optimiser steps; code")
+    learning_rate: float = Field(default=1e-4, gt=0, description="AdamW step size; code")
+    milestone: float = Field(default=0.75, gt=0, le=1, description="share of the steps after which it falls; code")
+    decay: float = Field(default=0.1, gt=0, le=1, description="factor by which it falls; code")
+    clean_batch: int = Field(default=64, ge=1, description="clean prompts per step; code")
+    poison_batch: int = Field(default=32, ge=1, description="triggered prompts per step and trigger; code")
+    backdoor_weight: float = Field(default=0.1, gt=0, description="factor of the backdoor loss, eq. 3; code")
+    loss: Literal["cosine", "mse", "mae"] = Field(default="cosine", description="similarity of eq. 1")
+    train_tables: bool = Field(default=True, description="token and position tables learn too; code")
+    seed: int = Field(default=42, ge=0, description="of every random choice; code")

@@ -1,0 +1,324 @@
+"""A text encoder as plain data, and its forward pass as a pure function.
+
+Shapes, used in every signature of the package:
+
+    R  restarts (candidates optimised side by side)     D  width of the hidden states
+    B  prompts                                          H  attention heads
+    T  token positions                                  P  positions of a shared prefix
+    K  vectors of a pseudo-trigger                      V  size of the vocabulary
+
+``*L`` stands for any leading dimensions, usually ``B`` or ``R, B``.
+
+The forward pass is out of place and takes embeddings, not token ids: gradients flow to the
+embeddings through frozen weights, in every host. ComfyUI's own layers work in place and its weights
+are inference tensors; transformers' text model accepts no embeddings.
+
+References:
+    Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021,
+    https://arxiv.org/abs/2103.00020 (the text tower).
+    Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, https://arxiv.org/abs/2303.15343
+    (the bidirectional tower with its pooled head).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import EncoderError, NumericalError
+from .records import EncoderSpec
+from .tokenizer import ClipTokenizer, TokenBatch
+
+TOKEN_TABLE = "embeddings.token_embedding.weight"
+POSITION_TABLE = "embeddings.position_embedding.weight"
+FINAL_NORM = "final_layer_norm"
+PROJECTION = "text_projection.weight"
+POOLED_HEAD = "head"
+
+
+def expected_shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that an encoder of this spec has, in canonical order.
+
+    Canonical names are those of transformers' ``CLIPTextModel`` without the ``text_model.`` prefix.
+    """
+    width, mlp = spec.width, spec.mlp_width
+    shapes: dict[str, tuple[int, ...]] = {
+        TOKEN_TABLE: (spec.vocabulary, width),
+        POSITION_TABLE: (spec.positions, width),
+    }
+    for layer in range(spec.layers):
+        prefix = f"encoder.layers.{layer}"
+        for norm in ("layer_norm1", "layer_norm2"):
+            shapes[f"{prefix}.{norm}.weight"] = (width,)
+            shapes[f"{prefix}.{norm}.bias"] = (width,)
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes[f"{prefix}.self_attn.{part}.weight"] = (width, width)
+            shapes[f"{prefix}.self_attn.{part}.bias"] = (width,)
+        shapes[f"{prefix}.mlp.fc1.weight"] = (mlp, width)
+        shapes[f"{prefix}.mlp.fc1.bias"] = (mlp,)
+        shapes[f"{prefix}.mlp.fc2.weight"] = (width, mlp)
+        shapes[f"{prefix}.mlp.fc2.bias"] = (width,)
+    shapes[f"{FINAL_NORM}.weight"] = (width,)
+    shapes[f"{FINAL_NORM}.bias"] = (width,)
+    if spec.projection is not None:
+        shapes[PROJECTION] = (spec.projection, width)
+    if spec.pooled_head is not None:
+        shapes[f"{POOLED_HEAD}.weight"] = (spec.pooled_head, width)
+        shapes[f"{POOLED_HEAD}.bias"] = (spec.pooled_head,)
+    return shapes
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Keys and values of positions that all candidates share, one pair per layer.
+
+    Attributes:
+        keys: per layer ``(B, H, P, D // H)``.
+        values: per layer ``(B, H, P, D // H)``.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[-2]
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """Spec, weights and tokenizer of one text encoder. Nothing in it is ever changed in place.
+
+    Attributes:
+        spec: sizes and conventions.
+        weights: canonical name -> tensor; see :func:`expected_shapes`.
+        tokenizer: turns prompts into token ids of this encoder's vocabulary.
+    """
+
+    spec: EncoderSpec
+    weights: Mapping[str, Tensor]
+    tokenizer: ClipTokenizer
+
+    def __post_init__(self) -> None:
+        shapes = expected_shapes(self.spec)
+        missing = sorted(shapes.keys() - self.weights.keys())
+        unexpected = sorted(self.weights.keys() - shapes.keys())
+        if missing or unexpected:
+            raise EncoderError(
+                expected=f"exactly the {len(shapes)} tensors of a {self.spec.summary} text encoder",
+                found=f"{len(missing)} missing {missing[:5]} and {len(unexpected)} unexpected {unexpected[:5]}",
+                remedy="The file is incomplete or of another architecture; download it again or name the right one.",
+            )
+        wrong = [
+            f"{name} {tuple(self.weights[name].shape)} instead of {shape}"
+            for name, shape in shapes.items()
+            if tuple(self.weights[name].shape) != shape
+        ]
+        if wrong:
+            raise EncoderError(
+                expected=f"the tensor shapes of a {self.spec.summary} text encoder",
+                found="; ".join(wrong[:5]),
+                remedy="The file mixes two architectures or is damaged; download it again.",
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights[TOKEN_TABLE].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights[TOKEN_TABLE].dtype
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> TextEncoder:
+        """The same encoder on another device or in another dtype, as frozen copies where they differ."""
+        return self.with_weights({name: w.detach().to(device, dtype) for name, w in self.weights.items()})
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> TextEncoder:
+        """The same architecture with other weights, for example trainable ones."""
+        return replace(self, weights=weights)
+
+    def check_finite(self) -> None:
+        """Raise NumericalError when any weight is NaN or infinite."""
+        bad = [name for name, w in self.weights.items() if not bool(torch.isfinite(w).all())]
+        if bad:
+            raise NumericalError(
+                expected="finite numbers in every tensor",
+                found=f"NaN or infinity in {len(bad)} tensors, first {bad[:5]}",
+                remedy="The file is damaged or was saved from an uninitialised model; nothing can be said about it.",
+            )
+
+    # ------------------------------------------------------------------ forward
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings without positions: ``(*L, T)`` ids -> ``(*L, T, D)``."""
+        return F.embedding(ids, self.weights[TOKEN_TABLE])
+
+    def place(self, embeds: Tensor, start: int = 0) -> Tensor:
+        """Add position rows ``start .. start + T`` to ``(*L, T, D)`` embeddings."""
+        stop = start + embeds.shape[-2]
+        if stop > self.spec.positions:
+            raise EncoderError(
+                expected=f"at most {self.spec.positions} token positions",
+                found=f"{stop}",
+                remedy="Shorten the prompt or the trigger.",
+            )
+        return embeds + self.weights[POSITION_TABLE][start:stop]
+
+    def transform(self, hidden: Tensor, prefix: Prefix | None = None) -> Tensor:
+        """All layers and the final norm: placed embeddings ``(*L, T, D)`` -> states ``(*L, T, D)``.
+
+        With a ``prefix`` the input holds only the positions after it and must be ``(R, B, T, D)`` or
+        ``(B, T, D)``; the prefix is attended to, not recomputed.
+        """
+        lead = hidden.shape[:-2]
+        x = hidden.reshape(-1, *hidden.shape[-2:])
+        repeat = 1 if prefix is None else x.shape[0] // prefix.keys[0].shape[0]
+        mask = self._mask(x.shape[-2], 0 if prefix is None else prefix.length, x)
+        for layer in range(self.spec.layers):
+            past = None
+            if prefix is not None:
+                past = (prefix.keys[layer].repeat(repeat, 1, 1, 1), prefix.values[layer].repeat(repeat, 1, 1, 1))
+            x, _, _ = self._layer(layer, x, mask, past)
+        return self._norm(FINAL_NORM, x).reshape(*lead, *x.shape[-2:])
+
+    def prefix(self, hidden: Tensor) -> Prefix:
+        """Keys and values of placed embeddings ``(B, P, D)``, to be shared by what follows them."""
+        if not self.spec.causal:
+            raise EncoderError(
+                "a causal encoder", "a bidirectional one", "A prefix can only be shared under a causal mask."
+            )
+        keys, values, x = [], [], hidden
+        mask = self._mask(x.shape[-2], 0, x)
+        for layer in range(self.spec.layers):
+            x, k, v = self._layer(layer, x, mask, None)
+            keys.append(k)
+            values.append(v)
+        return Prefix(tuple(keys), tuple(values))
+
+    def pool(self, states: Tensor, eos: Tensor) -> Tensor:
+        """The pooled state: ``(*L, B, T, D)`` states and ``(B,)`` positions of EOS -> ``(*L, B, D)``.
+
+        For a SigLIP tower the last position is taken and its head applied. The text projection is
+        left out on purpose: image models read the unprojected states, and attackers do not ship it.
+        """
+        if self.spec.pooling == "last":
+            pooled = states[..., -1, :]
+        else:
+            index = eos.to(states.device).view(-1, 1, 1).expand(*states.shape[:-2], 1, states.shape[-1])
+            pooled = states.gather(-2, index).squeeze(-2)
+        if self.spec.pooled_head is None:
+            return pooled
+        return F.linear(pooled, self.weights[f"{POOLED_HEAD}.weight"], self.weights[f"{POOLED_HEAD}.bias"])
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """The text projection of pooled states ``(*L, D)``; raises EncoderError where there is none."""
+        if self.spec.projection is None:
+            raise EncoderError("an encoder with a text projection", "one without", "Use the pooled state.")
+        return F.linear(pooled, self.weights[PROJECTION])
+
+    # ------------------------------------------------------------------ prompts
+
+    def tokens(self, prompts: Sequence[str], *, pad_to_context: bool = False) -> TokenBatch:
+        """Token ids of prompts on this encoder's device, padded to the longest or to all positions."""
+        length = self.spec.positions if pad_to_context or self.spec.pooling == "last" else None
+        batch = self.tokenizer.batch(
+            prompts, limit=self.spec.positions, pad=self.spec.pad_id, length=length
+        )
+        return batch.to(self.device)
+
+    def states(self, batch: TokenBatch) -> Tensor:
+        """Final states ``(B, T, D)`` of a token batch."""
+        return self.transform(self.place(self.embed(batch.ids)))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], *, batch_size: int = 64) -> Tensor:
+        """Pooled states ``(B, D)`` of prompts.
+
+        Prompts run in batches of similar length: under a causal mask padding behind EOS cannot change
+        the pooled state, so it is not computed.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        pooled: list[Tensor] = []
+        for start in range(0, len(order), batch_size):
+            batch = self.tokens([prompts[i] for i in order[start : start + batch_size]])
+            pooled.append(self.pool(self.states(batch), batch.eos))
+        out = torch.cat(pooled)
+        return out[torch.tensor(order, device=out.device).argsort()]
+
+    # ------------------------------------------------------------------ layers
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        shape = (self.spec.width,)
+        return F.layer_norm(x, shape, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], self.spec.norm_eps)
+
+    def _mask(self, length: int, past: int, like: Tensor) -> Tensor | None:
+        """Additive causal mask ``(T, P + T)``, or None where every position may attend to every other."""
+        if not self.spec.causal:
+            return None
+        mask = torch.full((length, past + length), float("-inf"), dtype=like.dtype, device=like.device)
+        return mask.triu(past + 1)
+
+    def _layer(
+        self, layer: int, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One pre-norm block on ``(N, T, D)``; also returns its keys and values ``(N, H, T, D // H)``."""
+        prefix = f"encoder.layers.{layer}"
+        normed = self._norm(f"{prefix}.layer_norm1", x)
+        q, k, v = (self._heads(self._linear(f"{prefix}.self_attn.{part}_proj", normed)) for part in "qkv")
+        keys, values = (k, v) if past is None else (torch.cat((past[0], k), -2), torch.cat((past[1], v), -2))
+        mixed = attention(q, keys, values, mask).transpose(1, 2).flatten(-2)
+        x = x + self._linear(f"{prefix}.self_attn.out_proj", mixed)
+        inner = activation(self.spec.activation, self._linear(f"{prefix}.mlp.fc1", self._norm(f"{prefix}.layer_norm2", x)))
+        return x + self._linear(f"{prefix}.mlp.fc2", inner), k, v
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """``(N, T, D)`` -> ``(N, H, T, D // H)``."""
+        return x.unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention on ``(N, H, T, D // H)``.
+
+    On a CPU with gradients the plain product is used: the backward pass of the fused CPU kernel is
+    several times slower at these lengths.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1) @ v
+
+
+def activation(name: str, x: Tensor) -> Tensor:
+    """The MLP's nonlinearity: OpenAI's CLIP uses quick_gelu, OpenCLIP gelu, SigLIP gelu_tanh."""
+    if name == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+def splice(hidden: Tensor, vectors: Tensor, at: int = 1) -> Tensor:
+    """Insert pseudo-trigger vectors after the first ``at`` positions and drop as many at the end.
+
+    Args:
+        hidden: ``(B, T, D)`` placed embeddings.
+        vectors: ``(R, K, D)``.
+        at: number of positions that stay in front; 1 puts the vectors behind BOS.
+
+    Returns:
+        ``(R, B, T, D)``. The vectors get no position row and the other tokens keep theirs, as in the
+        published code.
+    """
+    restarts, count, _ = vectors.shape
+    batch, length, width = hidden.shape
+    head = hidden[:, :at].expand(restarts, batch, at, width)
+    tail = hidden[:, at : length - count].expand(restarts, batch, length - count - at, width)
+    middle = vectors.unsqueeze(1).expand(restarts, batch, count, width)
+    return torch.cat((head, middle, tail), dim=-2)

@@ -1,0 +1,39 @@
+"""The errors of the library, one small tree.
+
+    AmdetError
+    ├── ConfigError      a setting, a prompt file, a policy or an argument is not usable
+    ├── EncoderError     a file holds no text encoder that can be scanned, or not the one that was asked for
+    ├── NumericalError   weights or results are not finite, or an optimisation diverged
+    └── StorageError     something could not be read from or written to disk
+"""
+
+from __future__ import annotations
+
+
+class AmdetError(Exception):
+    """Base of every error that this library raises on purpose.
+
+    The message says what was expected, what was found and what to do.
+    """
+
+    def __init__(self, expected: str, found: str, remedy: str) -> None:
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
+        super().__init__(f"expected {expected}; found {found}. {remedy}")
+
+
+class ConfigError(AmdetError):
+    """A setting, a prompt file, a policy or an argument is not usable."""
+
+
+class EncoderError(AmdetError):
+    """A file holds no text encoder that can be scanned, or not the one that was asked for."""
+
+
+class NumericalError(AmdetError):
+    """Weights or results are not finite, or an optimisation diverged."""
+
+
+class StorageError(AmdetError):
+    """Something could not be read from or written to disk."""

@@ -1,0 +1,223 @@
+"""What is measured and decided, as frozen records that travel as JSON.
+
+Records hold no tensors and import no torch. ``ScanReport`` is the published report; its JSON Schema is
+``amdet_core/report/schema.json`` (``docs/report.md`` explains the fields).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+SCHEMA_VERSION = "1.0"
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Level(IntEnum):
+    """Verdict levels in order of gravity; the worst of several encoders is the verdict of the file."""
+
+    CLEAN = 0
+    INCONCLUSIVE = 1
+    SUSPICIOUS = 2
+    BACKDOORED = 3
+
+
+def _level(value: object) -> object:
+    return Level[value.upper()] if isinstance(value, str) and value.upper() in Level.__members__ else value
+
+
+LevelName = Annotated[
+    Level,
+    BeforeValidator(_level, json_schema_input_type=Literal["clean", "inconclusive", "suspicious", "backdoored"]),
+    PlainSerializer(
+        lambda level: level.name.lower(), return_type=Literal["clean", "inconclusive", "suspicious", "backdoored"]
+    ),
+]
+
+
+class EncoderSpec(Record):
+    """Sizes and conventions of one text encoder.
+
+    ``pooling``: ``eos-id`` takes the first EOS token, ``eos-argmax`` the highest id (the same place in
+    every CLIP vocabulary), ``last`` the last position (SigLIP).
+    """
+
+    width: int = Field(gt=0, description="width of the hidden states")
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    mlp_width: int = Field(gt=0)
+    vocabulary: int = Field(gt=0, description="tokens")
+    positions: int = Field(gt=0, description="longest prompt in tokens, BOS and EOS included")
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    causal: bool = True
+    pooling: Literal["eos-id", "eos-argmax", "last"] = "eos-id"
+    pad_id: int | None = Field(default=None, description="token id behind EOS; the EOS id where null")
+    projection: int | None = Field(default=None, description="width of the text projection, where the file has one")
+    pooled_head: int | None = Field(default=None, description="width of SigLIP's pooled head")
+    norm_eps: float = 1e-5
+
+    @property
+    def summary(self) -> str:
+        return f"{self.layers}x{self.width}, {self.vocabulary:,} tokens, {self.positions} positions"
+
+    def comparable(self, other: EncoderSpec) -> bool:
+        """Whether the two have the same tensors, so that one can be the anchor of the other."""
+        same = ("width", "layers", "heads", "mlp_width", "vocabulary", "positions", "causal", "pooled_head")
+        return all(getattr(self, field) == getattr(other, field) for field in same)
+
+
+class EncoderInfo(Record):
+    """One encoder found in the target."""
+
+    name: str = Field(description="clip_l, clip_g, clip_h or text_encoder")
+    spec: EncoderSpec
+    dtype: str = Field(description="dtype of the tensors in the file")
+    layout: str = Field(description="key layout in which it was found")
+    fingerprint: str = Field(description="SHA-256 over the float32 values of all tensors, independent of the file")
+    assumptions: tuple[str, ...] = Field(default=(), description="what the file does not say and was assumed")
+
+
+class Target(Record):
+    """The file or folder that was scanned."""
+
+    path: str
+    sha256: str = Field(description="of the file; for a folder, of its files' hashes in order of their names")
+    encoders: tuple[EncoderInfo, ...]
+    not_scanned: tuple[str, ...] = Field(default=(), description="parts that this tool does not support, named")
+
+
+class AnchorInfo(Record):
+    """The trusted encoder that the suspect was compared with."""
+
+    encoder: str
+    name: str
+    path: str
+    fingerprint: str
+    chosen: Literal["given", "trusted", "shipped"]
+
+
+class Evidence(Record):
+    """One measured quantity. It holds no threshold: judging is the policy's business."""
+
+    name: str
+    value: float | None = Field(description="null: it could not be measured")
+    unit: str = ""
+    direction: Literal["higher", "lower", "none"] = Field(description="which way points to a backdoor")
+    n: int = Field(ge=0, description="prompts, tokens or tensors that it rests on")
+    interval: tuple[float, float] | None = Field(default=None, description="95% interval, where there is one")
+    encoder: str = "text_encoder"
+
+
+class Landscape(Record):
+    """Loss surface around a recovered feature and the curvature that it shows (eqs. 21-27)."""
+
+    radius: float = Field(description="half side of the window, in norms of a vector of the embedding space")
+    values: tuple[tuple[float, ...], ...] = Field(description="loss on the grid, rows along the gradient")
+    eigenvalues: tuple[float, ...] = Field(description="of all interior 2x2 Hessians, ascending")
+    positive_share: float
+    prompts: int
+
+
+class Candidate(Record):
+    """One recovered implicit feature."""
+
+    encoder: str
+    method: Literal["amdet", "contrast"]
+    vectors: int = Field(description="length K of the pseudo-trigger")
+    seed: int
+    steps: int
+    loss: tuple[float, ...] = Field(description="loss by step")
+    indicators: dict[str, float | None] = Field(description="measured on held-out prompts")
+    nearest_tokens: tuple[str, ...] = ()
+    landscape: Landscape | None = None
+    feature_file: str | None = Field(default=None, description="file in the report's folder with its tensors")
+
+
+class Trigger(Record):
+    """A literal trigger, as text."""
+
+    text: str
+    code_points: tuple[str, ...] = Field(description="U+XXXX NAME of every non-ASCII character")
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    found_by: str
+    encoder: str
+    collapse: float = Field(description="how much more the suspect's outputs agree than the anchor's, 0 to 1")
+    n: int = Field(description="held-out prompts on which it was verified")
+
+
+class LayerChange(Record):
+    """Difference to the anchor of one tensor."""
+
+    tensor: str
+    relative_norm: float = Field(description="norm of the difference over the norm of the anchor's tensor")
+    top1_energy: float | None = Field(default=None, description="share of the largest singular value, squared")
+    top8_energy: float | None = None
+    effective_rank: float | None = Field(default=None, description="exponential of the spectrum's entropy")
+
+
+class RowChange(Record):
+    """A row of the token table that moved."""
+
+    token: str
+    token_id: int
+    distance: float = Field(description="norm of the difference over the median norm of a row")
+    sigma: float = Field(description="robust z-score among the rows that moved")
+
+
+class Forensics(Record):
+    """What was done to the weights."""
+
+    encoder: str
+    summary: str
+    layers: tuple[LayerChange, ...]
+    rows: tuple[RowChange, ...]
+    rows_changed: int
+
+
+class Fault(Record):
+    """A stage that failed. With any fault the verdict cannot be clean."""
+
+    stage: str
+    error: str
+    message: str
+    encoder: str = "text_encoder"
+
+
+class Verdict(Record):
+    """The decision of one policy."""
+
+    level: LevelName
+    reasons: tuple[str, ...]
+    policy: str
+    statement: str = Field(description="what the level means, in one sentence that claims no more than was measured")
+
+
+class Tool(Record):
+    name: str = "amdet"
+    version: str
+
+
+class ScanReport(Record):
+    """The report of one scan; equal inputs, seed and machine give equal bytes but for ``timings``."""
+
+    schema_version: str = SCHEMA_VERSION
+    tool: Tool
+    target: Target
+    anchor: tuple[AnchorInfo, ...] | None
+    verdict: Verdict
+    evidence: tuple[Evidence, ...]
+    trigger: Trigger | None
+    candidates: tuple[Candidate, ...]
+    forensics: tuple[Forensics, ...] = ()
+    faults: tuple[Fault, ...]
+    not_checked: tuple[str, ...] = Field(default=(), description="what this scan says nothing about")
+    config: dict[str, object]
+    timings: dict[str, float] = Field(description="seconds by stage")

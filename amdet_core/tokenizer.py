@@ -1,0 +1,163 @@
+"""CLIP's byte-pair encoding, with the vocabulary that open_clip_torch (or the host) ships.
+
+The normaliser and the pre-tokeniser are those of transformers' ``CLIPTokenizer``: NFC, white space
+collapsed, lower case, one piece per word, per digit and per run of other characters, bytes below.
+Homoglyphs, zero-width characters and emoji are therefore seen exactly as the image models see them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from .errors import ConfigError, StorageError
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+MERGES = 49152 - 256 - 2
+"""Merges that CLIP uses out of the file's 262,000: vocabulary 49,408 = 512 bytes + merges + 2."""
+_PIECES = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Token ids of several prompts.
+
+    Attributes:
+        ids: ``(B, T)`` int64, BOS first, EOS behind the last token, padding behind that.
+        eos: ``(B,)`` int64, position of each prompt's EOS.
+        truncated: prompts that did not fit and lost tokens.
+    """
+
+    ids: Tensor
+    eos: Tensor
+    truncated: int
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        return TokenBatch(self.ids.to(device), self.eos.to(device), self.truncated)
+
+
+class ClipTokenizer:
+    """Byte-pair encoding of prompts; frozen, safe to share between encoders.
+
+    Args:
+        merges: pairs in order of priority, for example from :func:`read_merges`.
+    """
+
+    def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
+        alphabet = list(_byte_alphabet().values())
+        tokens = alphabet + [symbol + WORD_END for symbol in alphabet]
+        tokens += ["".join(pair) for pair in merges] + [BOS, EOS]
+        vocabulary = {token: index for index, token in enumerate(tokens)}
+        self.bos_id, self.eos_id = vocabulary[BOS], vocabulary[EOS]
+        self._tokens = tuple(tokens)
+        self._bpe = Tokenizer(
+            models.BPE(vocab=vocabulary, merges=list(merges), end_of_word_suffix=WORD_END, unk_token=EOS)
+        )
+        self._bpe.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        self._bpe.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        self._bpe.add_special_tokens([BOS, EOS])
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without BOS and EOS."""
+        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+
+    def token(self, index: int) -> str:
+        """The vocabulary's own spelling of a token, with ``</w>`` where it ends a word."""
+        return self._tokens[index]
+
+    @cached_property
+    def _bytes(self) -> dict[str, int]:
+        return {symbol: byte for byte, symbol in _byte_alphabet().items()}
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Readable text of tokens; bytes that are no valid UTF-8 become U+FFFD."""
+        spelled = "".join(self._tokens[i] for i in ids if i not in (self.bos_id, self.eos_id))
+        raw = bytes(self._bytes[c] for c in spelled.replace(WORD_END, _byte_alphabet()[32]))
+        return raw.decode("utf-8", errors="replace").strip()
+
+    def batch(
+        self, prompts: Sequence[str], *, limit: int, pad: int | None = None, length: int | None = None
+    ) -> TokenBatch:
+        """Encode prompts to one tensor.
+
+        Args:
+            prompts: any texts; an empty one becomes BOS EOS.
+            limit: most positions a prompt may take, BOS and EOS included; longer ones are cut.
+            pad: id behind EOS; the EOS id where None.
+            length: positions to pad to; the longest prompt where None.
+
+        Raises:
+            ConfigError: no prompts were given.
+        """
+        if not prompts:
+            raise ConfigError("at least one prompt", "none", "Give prompts, or use the built-in set.")
+        rows = [self.encode(prompt) for prompt in prompts]
+        cut = [row[: limit - 2] for row in rows]
+        columns = length or max(len(row) for row in cut) + 2
+        ids = torch.full((len(rows), columns), self.eos_id if pad is None else pad, dtype=torch.int64)
+        for i, row in enumerate(cut):
+            ids[i, : len(row) + 2] = torch.tensor([self.bos_id, *row, self.eos_id])
+        eos = torch.tensor([len(row) + 1 for row in cut])
+        return TokenBatch(ids, eos, sum(len(row) > limit - 2 for row in rows))
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """Merges of a ``bpe_simple_vocab_16e6.txt.gz`` or a ``merges.txt`` file.
+
+    Raises:
+        StorageError: the file can't be read or holds fewer merges than CLIP uses.
+    """
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+    except (OSError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise StorageError("CLIP's merges file", f"{path}: {error}", "Reinstall open_clip_torch.") from error
+    pairs = [line.split() for line in text.splitlines()[1 : 1 + MERGES]]
+    if len(pairs) != MERGES or any(len(pair) != 2 for pair in pairs):
+        raise StorageError(f"{MERGES} merges", f"{len(pairs)} in {path}", "Reinstall open_clip_torch.")
+    return [(left, right) for left, right in pairs]
+
+
+@cache
+def clip_tokenizer(merges: Path | None = None) -> ClipTokenizer:
+    """The tokenizer of every CLIP: from a given merges file, else from open_clip_torch's.
+
+    Raises:
+        StorageError: there is no merges file to be found.
+    """
+    return ClipTokenizer(read_merges(merges or _open_clip_merges()))
+
+
+def _open_clip_merges() -> Path:
+    """Path of the vocabulary inside open_clip_torch, found without importing that package."""
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        raise StorageError("the package open_clip_torch", "none installed", "Run: pip install open_clip_torch")
+    return Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
+
+
+@cache
+def _byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable symbol for every byte, in the order of CLIP's vocabulary."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
