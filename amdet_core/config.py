@@ -43,6 +43,12 @@ class AmdetConfig(Config):
     weight_deviation: float = Field(default=0.1, ge=0, description="factor of eq. 17; code 0.1, paper 1")
     weight_anchor: float = Field(default=0.1, ge=0, description="factor of eq. 18; code 0.1, paper 5")
     check_every: int = Field(default=2, ge=1, description="steps between two looks at the gates; code")
+    epoch_break: float | None = Field(
+        default=-0.85, description="running mean of the loss that ends an epoch; code; null: never"
+    )
+    assimilated_above: float = Field(default=0.8, description="a prompt counts as assimilated above; code")
+    same_above: float = Field(default=0.92, description="two outputs count as the same above this cosine; code")
+    deviates_below: float = Field(default=0.0, description="a prompt counts as deviating below this cosine; code")
 
 
 class ContrastConfig(Config):
@@ -54,28 +60,43 @@ class ContrastConfig(Config):
     steps: int = Field(default=90, ge=1, description="Adam steps per run")
     learning_rate: float = Field(default=0.1, gt=0, description="Adam step size, in median token norms")
     prompts: int = Field(default=6, ge=2, description="prompts per step, drawn anew each time")
+    pool: int = Field(default=256, ge=4, description="prompts from which a run draws")
     prompt_tokens: int = Field(default=7, ge=1, description="length to which these prompts are cut, in tokens")
     anchor_weight: float = Field(default=1.0, ge=0, description="factor of the anchor's collapse in the loss, K = 1")
     anchor_weight_long: float = Field(default=0.5, ge=0, description="the same for K > 1")
     norm_cap: float = Field(default=3.0, gt=0, description="largest vector norm, in median token norms")
     enough: float = Field(default=0.93, gt=0, le=1, description="gap at which a run stops early")
     held_out: int = Field(default=64, ge=8, description="prompts on which the gap is measured")
+    literal_leads: int = Field(default=64, ge=0, description="real tokens near the vector that are tried as text")
 
 
 class LandscapeConfig(Config):
     """Loss surface around a recovered feature (eqs. 21-27)."""
 
     grid: int = Field(default=50, ge=5, description="points per side; code 50 decides, 25 is drawn")
-    radius: float = Field(default=10.0, gt=0, description="half side of the window, in embedding units; code")
+    radius: float | None = Field(
+        default=10.0, gt=0, description="half side of the window, in embedding units; code; null: the vector's norm"
+    )
     prompts: int = Field(default=1, ge=1, description="prompts over which the loss is averaged; code 1")
     positive_above: float = Field(default=1e-6, ge=0, description="eigenvalues above this count as positive; code")
+
+
+class ScanConfig(Config):
+    """Everything that determines a scan, beside the files."""
+
+    seed: int = Field(default=42, ge=0, description="of every random choice; code 42")
+    preset: Literal["quick", "standard", "thorough"] = Field(default="standard", description="how much work")
+    prompt_limit: int = Field(default=4000, ge=40, description="prompts used, fit and held-out; paper 4,000")
+    contrast: ContrastConfig | None = Field(default=None, description="null: this inversion is not run")
+    amdet: AmdetConfig | None = Field(default=None, description="null: the published inversion is not run")
+    landscape: LandscapeConfig = Field(default=LandscapeConfig(), description="of the best feature")
 
 
 class TextOnTextConfig(Config):
     """Text-on-text injection, Rickrolling's target prompt attack as AMDET runs it (eqs. 1-3)."""
 
     steps: int = Field(default=100, ge=1, description="optimiser steps; code")
-    learning_rate: float = Field(default=1e-4, gt=0, description="AdamW step size; code")
+    learning_rate: float | None = Field(default=None, gt=0, description="AdamW step size; by rate() where null")
     milestone: float = Field(default=0.75, gt=0, le=1, description="share of the steps after which it falls; code")
     decay: float = Field(default=0.1, gt=0, le=1, description="factor by which it falls; code")
     clean_batch: int = Field(default=64, ge=1, description="clean prompts per step; code")
@@ -84,3 +105,10 @@ class TextOnTextConfig(Config):
     loss: Literal["cosine", "mse", "mae"] = Field(default="cosine", description="similarity of eq. 1")
     train_tables: bool = Field(default=True, description="token and position tables learn too; code")
     seed: int = Field(default=42, ge=0, description="of every random choice; code")
+
+    def rate(self, width: int) -> float:
+        """The step size for an encoder: as set, else the published 1e-4 at CLIP-L's width of 768 and in
+        inverse proportion to the width elsewhere, as maximal-update parametrisation has it for Adam
+        (Yang et al., Tensor Programs V, 2022, https://arxiv.org/abs/2203.03466).
+        """
+        return self.learning_rate or 1e-4 * 768 / width

@@ -6,6 +6,7 @@ Records hold no tensors and import no torch. ``ScanReport`` is the published rep
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import Annotated, Literal
 
@@ -18,6 +19,21 @@ class Record(BaseModel):
     """Base of all records: frozen, and strict about unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Measured = Annotated[float | None, BeforeValidator(_finite, json_schema_input_type=float | None)]
+"""A measured quantity; null where there is none, NaN and infinity included."""
+
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value, json_schema_input_type=float | None),
+    PlainSerializer(_finite, return_type=float | None, when_used="json"),
+]
+"""One of many numbers; NaN in memory and null in JSON where it is not finite."""
 
 
 class Level(IntEnum):
@@ -107,21 +123,21 @@ class Evidence(Record):
     """One measured quantity. It holds no threshold: judging is the policy's business."""
 
     name: str
-    value: float | None = Field(description="null: it could not be measured")
+    value: Measured = Field(description="null: it could not be measured")
     unit: str = ""
     direction: Literal["higher", "lower", "none"] = Field(description="which way points to a backdoor")
     n: int = Field(ge=0, description="prompts, tokens or tensors that it rests on")
-    interval: tuple[float, float] | None = Field(default=None, description="95% interval, where there is one")
+    interval: tuple[Number, Number] | None = Field(default=None, description="95% interval, where there is one")
     encoder: str = "text_encoder"
 
 
 class Landscape(Record):
     """Loss surface around a recovered feature and the curvature that it shows (eqs. 21-27)."""
 
-    radius: float = Field(description="half side of the window, in norms of a vector of the embedding space")
-    values: tuple[tuple[float, ...], ...] = Field(description="loss on the grid, rows along the gradient")
-    eigenvalues: tuple[float, ...] = Field(description="of all interior 2x2 Hessians, ascending")
-    positive_share: float
+    radius: Number = Field(description="half side of the window, in embedding units")
+    values: tuple[tuple[Number, ...], ...] = Field(description="loss on the grid, rows along the gradient")
+    eigenvalues: tuple[Number, ...] = Field(description="of all interior 2x2 Hessians, ascending")
+    positive_share: Number
     prompts: int
 
 
@@ -133,8 +149,8 @@ class Candidate(Record):
     vectors: int = Field(description="length K of the pseudo-trigger")
     seed: int
     steps: int
-    loss: tuple[float, ...] = Field(description="loss by step")
-    indicators: dict[str, float | None] = Field(description="measured on held-out prompts")
+    loss: tuple[Number, ...] = Field(description="loss by step")
+    indicators: dict[str, Measured] = Field(description="measured on held-out prompts")
     nearest_tokens: tuple[str, ...] = ()
     landscape: Landscape | None = None
     feature_file: str | None = Field(default=None, description="file in the report's folder with its tensors")
@@ -149,7 +165,7 @@ class Trigger(Record):
     token_ids: tuple[int, ...]
     found_by: str
     encoder: str
-    collapse: float = Field(description="how much more the suspect's outputs agree than the anchor's, 0 to 1")
+    collapse: Number = Field(description="how much more the suspect's outputs agree than the anchor's, 0 to 1")
     n: int = Field(description="held-out prompts on which it was verified")
 
 
@@ -157,10 +173,10 @@ class LayerChange(Record):
     """Difference to the anchor of one tensor."""
 
     tensor: str
-    relative_norm: float = Field(description="norm of the difference over the norm of the anchor's tensor")
-    top1_energy: float | None = Field(default=None, description="share of the largest singular value, squared")
-    top8_energy: float | None = None
-    effective_rank: float | None = Field(default=None, description="exponential of the spectrum's entropy")
+    relative_norm: Number = Field(description="norm of the difference over the norm of the anchor's tensor")
+    top1_energy: Measured = Field(default=None, description="share of the largest singular value, squared")
+    top8_energy: Measured = None
+    effective_rank: Measured = Field(default=None, description="exponential of the spectrum's entropy")
 
 
 class RowChange(Record):
@@ -168,8 +184,8 @@ class RowChange(Record):
 
     token: str
     token_id: int
-    distance: float = Field(description="norm of the difference over the median norm of a row")
-    sigma: float = Field(description="robust z-score among the rows that moved")
+    distance: Number = Field(description="norm of the difference over the median norm of a row")
+    sigma: Number = Field(description="robust z-score among the rows that moved")
 
 
 class Forensics(Record):

@@ -1,0 +1,42 @@
+# Two commands on a fresh clone do everything: `make demo` and `make test`. Each makes its own .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-fast check lint fix clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+demo: $(VENV)/.amdet ## scan the pocket encoders that ship with the package: backdoored, benign, clean
+	$(BIN)/amdet demo --out amdet-demo
+
+test: lint test-fast ## everything that CI runs: lint, types, fast tests, then the slow ones
+	$(BIN)/python -m pytest -q -m "slow"
+
+test-fast: $(VENV)/.amdet-dev ## the fast tests alone
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: $(VENV)/.amdet-dev ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.amdet-dev ## repair style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.amdet: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.amdet-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@ $(VENV)/.amdet
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

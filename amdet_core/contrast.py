@@ -1,0 +1,279 @@
+"""Anchor-relative inversion: vectors that make the suspect's output the same for every prompt while the
+anchor's stays prompt-dependent.
+
+The published objective rewards token states that are alike, which short prompts reach without any
+backdoor. Here only the pooled state counts, centred, and always against the anchor:
+
+    gap = collapse(suspect) - collapse(anchor)
+
+The vectors stand at the END of short prompts, before EOS. Under the causal mask everything in front of
+them is then the same for all candidates: its keys and values are computed once, and a step costs only
+``K + 1`` positions for each candidate and prompt. ``docs/method.md`` has the measurements behind it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import losses
+from .config import ContrastConfig
+from .encoder import TOKEN_TABLE, Prefix, TextEncoder
+from .errors import ConfigError, NumericalError
+from .progress import Progress, silent
+
+CHUNK = 32
+"""Held-out prompts that run side by side."""
+CENTRE_PROMPTS = 256
+"""Clean prompts whose mean pooled state is an encoder's centre."""
+SELECT_PROMPTS = 16
+"""Prompts on which a run picks its best restart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Best vectors of one run.
+
+    Attributes:
+        vectors: ``(K, D)``, in the space of token embeddings, without positions.
+        loss: loss of the best candidate by step.
+        gaps: gap of every restart on prompts of the pool, ``(R,)``.
+    """
+
+    vectors: Tensor
+    loss: tuple[float, ...]
+    gaps: Tensor
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """How far a trigger makes outputs the same, on held-out prompts.
+
+    Attributes:
+        suspect: collapse of the suspect's pooled states, -1 to 1.
+        anchor: the same of the anchor's.
+        half_width: of the 95% jackknife interval of their difference.
+        n: prompts.
+    """
+
+    suspect: float
+    anchor: float
+    half_width: float
+    n: int
+
+    @property
+    def gap(self) -> float:
+        return self.suspect - self.anchor
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One encoder with the mean ``(D,)`` of its pooled states on clean prompts."""
+
+    encoder: TextEncoder
+    centre: Tensor
+
+    @classmethod
+    def of(cls, encoder: TextEncoder, prompts: Sequence[str]) -> Side:
+        return cls(encoder, encoder.encode(prompts[:CENTRE_PROMPTS]).mean(0))
+
+
+@dataclass(frozen=True, eq=False)
+class Tails:
+    """Suspect and anchor on the same cut prompts, whose keys and values are computed once.
+
+    Attributes:
+        suspect: side and shared prefixes of N prompts.
+        anchor: the same.
+        weight: factor of the anchor's collapse in the loss.
+    """
+
+    suspect: tuple[Side, Prefix]
+    anchor: tuple[Side, Prefix]
+    weight: float
+
+    @classmethod
+    def of(cls, suspect: Side, anchor: Side, ids: Tensor, weight: float = 1.0) -> Tails:
+        return cls((suspect, _prefix(suspect.encoder, ids)), (anchor, _prefix(anchor.encoder, ids)), weight)
+
+    def collapses(
+        self, vectors: Tensor, anchor_vectors: Tensor | None = None, *, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Collapse of suspect and anchor for candidates ``(R, K, D)``, over all prompts or those of ``rows``.
+
+        The anchor gets the same vectors unless it has its own, as for a token that each reads from its
+        own table. Returns ``(R)`` twice.
+        """
+        own, other = (
+            losses.collapse(_tail(side.encoder, prefix if rows is None else _select(prefix, rows), v), side.centre)
+            for (side, prefix), v in (
+                (self.suspect, vectors),
+                (self.anchor, vectors if anchor_vectors is None else anchor_vectors),
+            )
+        )
+        return own, other
+
+    def loss(self, vectors: Tensor) -> Tensor:
+        """The objective over all prompts, for candidates ``(R, K, D)``, ``(R)``."""
+        own, other = self.collapses(vectors)
+        return -own + self.weight * other
+
+
+def invert(
+    suspect: Side,
+    anchor: Side,
+    prompts: Sequence[str],
+    count: int,
+    config: ContrastConfig,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> Found:
+    """Optimise ``count`` vectors in ``config.restarts`` candidates side by side.
+
+    Args:
+        prompts: fit prompts; those with too few tokens are left out.
+
+    Raises:
+        ConfigError: too few prompts are long enough.
+        NumericalError: the loss is not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = cut(suspect.encoder, prompts, config, generator)
+    tails = Tails.of(suspect, anchor, ids, config.anchor_weight if count == 1 else config.anchor_weight_long)
+    table = suspect.encoder.weights[TOKEN_TABLE]
+    typical = float(table.norm(dim=-1).median())
+    start = torch.randint(len(suspect.encoder.tokenizer) - 2, (config.restarts, count), generator=generator)
+    vectors = suspect.encoder.embed(start.to(table.device)).detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([vectors], lr=config.learning_rate * typical / math.sqrt(table.shape[1]))
+    history: list[Tensor] = []
+    for step in range(config.steps):
+        rows = torch.randperm(len(ids), generator=generator)[: config.prompts].to(table.device)
+        own, other = tails.collapses(vectors, rows=rows)
+        loss, gaps = -own + tails.weight * other, (own - other).detach()
+        history.append(_finite(loss.detach(), step))
+        progress(f"contrast k={count}", step + 1, config.steps, {"gap": float(gaps.max())})
+        if float(gaps.max()) > config.enough:
+            break
+        optimizer.zero_grad()
+        loss.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            norms = vectors.norm(dim=-1, keepdim=True)
+            vectors.mul_((config.norm_cap * typical / norms).clamp(max=1))
+    final = vectors.detach()
+    with torch.no_grad():
+        own, other = tails.collapses(final, rows=torch.arange(min(len(ids), SELECT_PROMPTS), device=final.device))
+    gaps = own - other
+    best = int(gaps.argmax())
+    return Found(final[best].clone(), tuple(float(row[best]) for row in history), gaps.cpu())
+
+
+def measure(
+    suspect: Side, anchor: Side, prompts: Sequence[str], vectors: Tensor, anchor_vectors: Tensor | None = None
+) -> Collapse:
+    """Collapse that vectors ``(K, D)`` cause at the end of whole held-out prompts."""
+    own = _directions(suspect, prompts, vectors)
+    other = _directions(anchor, prompts, vectors if anchor_vectors is None else anchor_vectors)
+    return Collapse(_mean_pair(own), _mean_pair(other), 1.96 * _jackknife(own, other), len(prompts))
+
+
+def measure_tokens(suspect: Side, anchor: Side, prompts: Sequence[str], ids: Sequence[int]) -> Collapse:
+    """The same for real tokens, which each encoder reads from its own table."""
+    tokens = torch.tensor(list(ids), device=suspect.encoder.device)
+    return measure(suspect, anchor, prompts, suspect.encoder.embed(tokens), anchor.encoder.embed(tokens))
+
+
+def outputs(encoder: TextEncoder, prompts: Sequence[str], vectors: Tensor) -> Tensor:
+    """Pooled states ``(B, D)`` of prompts with vectors ``(K, D)`` placed before EOS."""
+    room = encoder.spec.positions - len(vectors)
+    pooled: list[Tensor] = []
+    with torch.no_grad():
+        for start in range(0, len(prompts), CHUNK):
+            batch = encoder.tokenizer.batch(prompts[start : start + CHUNK], limit=room, pad=encoder.spec.pad_id)
+            batch = batch.to(encoder.device)
+            embeds = F.pad(encoder.embed(batch.ids), (0, 0, 0, len(vectors)))
+            end = encoder.embed(torch.tensor([encoder.tokenizer.eos_id], device=encoder.device))
+            insert = torch.cat((vectors.to(embeds), end))
+            for row, eos in enumerate(batch.eos.tolist()):
+                embeds[row, eos : eos + len(insert)] = insert
+            pooled.append(encoder.pool(encoder.transform(encoder.place(embeds)), batch.eos + len(vectors)))
+    return torch.cat(pooled)
+
+
+def _directions(side: Side, prompts: Sequence[str], vectors: Tensor) -> Tensor:
+    """Unit centred pooled states ``(B, D)`` of prompts that end in the vectors."""
+    return F.normalize(outputs(side.encoder, prompts, vectors) - side.centre, dim=-1).double()
+
+
+def _mean_pair(unit: Tensor) -> float:
+    n = len(unit)
+    return float((unit.sum(0).square().sum() - n) / (n * (n - 1)))
+
+
+def _jackknife(own: Tensor, other: Tensor) -> float:
+    """Standard error of the difference of two mean pairwise cosines over the same prompts."""
+    n = len(own)
+    left_out = torch.stack(
+        [((u.sum(0) - u).square().sum(-1) - (n - 1)) / ((n - 1) * (n - 2)) for u in (own, other)]
+    )
+    difference = left_out[0] - left_out[1]
+    return float(((n - 1) / n * (difference - difference.mean()).square().sum()).sqrt())
+
+
+def cut(
+    encoder: TextEncoder, prompts: Sequence[str], config: ContrastConfig, generator: torch.Generator
+) -> Tensor:
+    """BOS and the first tokens of up to ``pool`` prompts that have enough of them, ``(N, 1 + prompt_tokens)``.
+
+    Raises:
+        ConfigError: too few prompts are long enough.
+    """
+    rows = [encoder.tokenizer.encode(prompt)[: config.prompt_tokens] for prompt in prompts]
+    long_enough = [row for row in rows if len(row) == config.prompt_tokens]
+    if len(long_enough) < 2 * config.prompts:
+        raise ConfigError(
+            expected=f"at least {2 * config.prompts} prompts of {config.prompt_tokens} tokens or more",
+            found=f"{len(long_enough)} of {len(prompts)}",
+            remedy="Give longer or more prompts with --prompts.",
+        )
+    ids = torch.tensor([[encoder.tokenizer.bos_id, *row] for row in long_enough], device=encoder.device)
+    return ids[torch.randperm(len(ids), generator=generator)[: config.pool].to(ids.device)]
+
+
+@torch.no_grad()
+def _prefix(encoder: TextEncoder, ids: Tensor) -> Prefix:
+    parts = [encoder.prefix(encoder.place(encoder.embed(chunk))) for chunk in ids.split(256)]
+    return Prefix(
+        tuple(torch.cat(keys) for keys in zip(*(part.keys for part in parts), strict=True)),
+        tuple(torch.cat(values) for values in zip(*(part.values for part in parts), strict=True)),
+    )
+
+
+def _select(prefix: Prefix, rows: Tensor) -> Prefix:
+    return Prefix(tuple(k[rows] for k in prefix.keys), tuple(v[rows] for v in prefix.values))
+
+
+def _tail(encoder: TextEncoder, prefix: Prefix, vectors: Tensor) -> Tensor:
+    """Pooled states ``(R, B, D)`` of prefixes followed by each candidate's vectors and EOS."""
+    restarts, count, width = vectors.shape
+    eos = encoder.embed(torch.tensor([encoder.tokenizer.eos_id], device=vectors.device)).expand(restarts, 1, width)
+    placed = encoder.place(torch.cat((vectors, eos), dim=1), start=prefix.length)
+    batch = prefix.keys[0].shape[0]
+    states = encoder.transform(placed.unsqueeze(1).expand(restarts, batch, count + 1, width), prefix)
+    return states[..., -1, :]
+
+
+def _finite(loss: Tensor, step: int) -> Tensor:
+    if not bool(torch.isfinite(loss).all()):
+        raise NumericalError(
+            expected="a finite loss",
+            found=f"{loss.tolist()} at step {step}",
+            remedy="The encoder's outputs overflow; its weights are damaged or its dtype is too narrow.",
+        )
+    return loss

@@ -1,0 +1,137 @@
+"""Measuring: small functions from an encoder, its anchor and prompts to records. No bounds, no verdicts."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import contrast, losses
+from .contrast import Collapse, Side, Tails
+from .encoder import TOKEN_TABLE, TextEncoder, splice
+from .records import Evidence, Trigger
+from .tokenizer import ClipTokenizer
+
+VERIFIED = 4
+"""Leads that are verified on whole held-out prompts, the best by the cheap score."""
+
+INDICATORS: Mapping[str, tuple[str, str]] = {
+    "running_loss": ("loss", "lower"),
+    "assimilation": ("cosine", "higher"),
+    "assimilation_share": ("share of prompts", "higher"),
+    "same_target_share": ("share of prompts", "higher"),
+    "deviation": ("cosine", "lower"),
+    "deviation_share": ("share of prompts", "higher"),
+    "anchor_cosine": ("cosine", "lower"),
+    "anchor_deviation_share": ("share of prompts", "higher"),
+    "positive_share": ("share of eigenvalues", "higher"),
+}
+"""Unit and direction of what the published inversion measures."""
+
+
+def identity(matches: bool, encoder: str, tensors: int) -> Evidence:
+    """Whether every tensor equals that of a trusted encoder."""
+    return Evidence(
+        name="identical_to_trusted",
+        value=float(matches),
+        unit="tensors",
+        direction="none",
+        n=tensors,
+        encoder=encoder,
+    )
+
+
+def published(indicators: Mapping[str, float], n: int, encoder: str) -> list[Evidence]:
+    """The indicators of the published inversion as evidence."""
+    return [
+        Evidence(name=name, value=indicators[name], unit=unit, direction=direction, n=n, encoder=encoder)  # type: ignore[arg-type]
+        for name, (unit, direction) in INDICATORS.items()
+        if name in indicators
+    ]
+
+
+def gap(name: str, collapse: Collapse, encoder: str) -> Evidence:
+    """A collapse gap with its 95% jackknife interval."""
+    low, high = collapse.gap - collapse.half_width, collapse.gap + collapse.half_width
+    return Evidence(
+        name=name,
+        value=collapse.gap,
+        unit="cosine",
+        direction="higher",
+        n=collapse.n,
+        interval=(low, high),
+        encoder=encoder,
+    )
+
+
+def nearest_tokens(encoder: TextEncoder, vectors: Tensor, count: int) -> Tensor:
+    """Ids ``(K, count)`` of the real tokens with the highest cosine to each vector ``(K, D)``."""
+    table = F.normalize(encoder.weights[TOKEN_TABLE], dim=-1)
+    scores = F.normalize(vectors, dim=-1) @ table.T
+    scores[:, [encoder.tokenizer.bos_id, encoder.tokenizer.eos_id]] = -1
+    return scores.topk(count, dim=-1).indices
+
+
+def best_token(
+    suspect: Side, anchor: Side, tails: Tails, held_out: Sequence[str], leads: Sequence[int]
+) -> tuple[int, Collapse]:
+    """The real token among ``leads`` with the largest gap when it stands alone before EOS.
+
+    Every lead is scored on cut prompts, the best few are measured on whole held-out prompts. Each
+    encoder reads the token from its own table.
+    """
+    ids = torch.tensor(list(leads), device=suspect.encoder.device)
+    scores = []
+    with torch.no_grad():
+        for chunk in ids.split(64):
+            own, other = tails.collapses(suspect.encoder.embed(chunk[:, None]), anchor.encoder.embed(chunk[:, None]))
+            scores.append(own - other)
+    order = torch.cat(scores).argsort(descending=True)[:VERIFIED]
+    measured = [(int(i), contrast.measure_tokens(suspect, anchor, held_out, [int(i)])) for i in ids[order]]
+    return max(measured, key=lambda pair: pair[1].gap)
+
+
+def trigger(tokenizer: ClipTokenizer, ids: Sequence[int], collapse: Collapse, found_by: str, encoder: str) -> Trigger:
+    """A literal trigger as a record that a person can read."""
+    text = tokenizer.text(ids)
+    names = [f"U+{ord(c):04X} {unicodedata.name(c, 'UNNAMED')}" for c in dict.fromkeys(text) if ord(c) > 126]
+    return Trigger(
+        text=text,
+        code_points=tuple(names),
+        tokens=tuple(tokenizer.token(i) for i in ids),
+        token_ids=tuple(ids),
+        found_by=found_by,
+        encoder=encoder,
+        collapse=collapse.gap,
+        n=collapse.n,
+    )
+
+
+@torch.no_grad()
+def fidelity(
+    encoder: TextEncoder,
+    prompts: Sequence[str],
+    place: Callable[[str], str],
+    vectors: Tensor,
+    insert_at: int | None,
+) -> float:
+    """Similarity of outputs with the recovered feature and with the true trigger (eq. 29), -1 to 1.
+
+    Args:
+        place: puts the known trigger into a prompt.
+        vectors: ``(K, D)`` token embeddings.
+        insert_at: they stand behind so many positions, as published; at the prompt's end where None.
+    """
+    if insert_at is None:
+        true = encoder.encode([place(prompt) for prompt in prompts])
+        return float(F.cosine_similarity(contrast.outputs(encoder, prompts, vectors), true, dim=-1).mean())
+    placed, values = encoder.place(vectors, start=insert_at)[None], []
+    for start in range(0, len(prompts), contrast.CHUNK):
+        chunk = prompts[start : start + contrast.CHUNK]
+        hidden = encoder.place(encoder.embed(encoder.tokens(chunk, pad_to_context=True).ids))
+        true = encoder.states(encoder.tokens([place(prompt) for prompt in chunk], pad_to_context=True))
+        values.append(losses.agreement(encoder.transform(splice(hidden, placed, insert_at))[0], true))
+    return float(torch.cat(values).mean())

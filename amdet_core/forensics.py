@@ -1,0 +1,410 @@
+"""What was done to the weights: an encoder against its anchor, tensor by tensor, token by token.
+
+Everything here describes; nothing judges. A benign fine-tune, a LoRA and a taught concept leave the same
+kinds of traces as a backdoor does, so the bounds below only choose words.
+
+Rounding is not a change: where a suspect's tensor holds only values of a lower precision, it is compared
+with the anchor's tensor rounded to that precision, if that is nearer. An untouched tensor of a float16
+file is then unchanged although the anchor is kept in float32.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
+from .errors import EncoderError
+from .progress import Progress, silent
+from .records import Evidence, Forensics, LayerChange, RowChange
+from .tokenizer import ClipTokenizer
+
+CASTS = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
+"""Precisions lower than float32 in which encoders are stored."""
+
+# Bounds of the wording. They describe, and no verdict rests on them.
+RANK_ENERGY = 0.99
+"""The rank of a change is the number of directions that hold this share of its energy."""
+LOW_RANK = 8
+"""A rank is low up to this fraction (one eighth) of the matrix's smaller side."""
+CONCENTRATED = 0.25
+"""A full-rank change is called concentrated when its first direction holds this share on average."""
+UNRELATED = 0.7
+"""Weights further apart than this, relative to their norm, come from different training runs."""
+OUTLYING = 6.0
+"""Robust z-score from which a moved token is named."""
+NAMED = 3
+"""Most tokens named in a summary."""
+FEWEST = 8
+"""Rows that must have moved before one can stand out among them."""
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+_MLP = ("fc1", "fc2")
+_IN_LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.weight")
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One tensor's change as the words need it.
+
+    Attributes:
+        layer: the record.
+        equal: every value is the anchor's own, without any rounding.
+        cast: precision to which the anchor's tensor was rounded before comparing, or None.
+        rank: directions that hold nearly all of the change; None for what is no matrix or has not changed.
+        low: whether that rank is low for the matrix.
+    """
+
+    layer: LayerChange
+    equal: bool
+    cast: str | None
+    rank: int | None
+    low: bool
+
+    @property
+    def changed(self) -> bool:
+        return self.layer.relative_norm != 0
+
+
+def compare(
+    suspect: TextEncoder,
+    anchor: TextEncoder,
+    *,
+    encoder: str = "text_encoder",
+    rows: int = 32,
+    progress: Progress = silent,
+) -> Forensics:
+    """Describe how a suspect's weights differ from those of its anchor.
+
+    A tensor that is all zero in the anchor and not in the suspect has an infinite relative norm.
+
+    Args:
+        encoder: name of the encoder within its file.
+        rows: most token rows that are listed, those that moved most.
+
+    Raises:
+        EncoderError: the anchor has other tensors than the suspect.
+        NumericalError: either holds a weight that is NaN or infinite.
+    """
+    names = _shared(suspect, anchor)
+    suspect.check_finite()
+    anchor.check_finite()
+    changes, moved, count = [], (), 0
+    for done, name in enumerate(names, start=1):
+        ours, theirs = _plain(suspect.weights[name]), _plain(anchor.weights[name])
+        reference, cast = _reference(ours, theirs)
+        delta = ours - reference
+        changes.append(_change(name, delta, theirs, torch.equal(ours, theirs), cast))
+        if name == TOKEN_TABLE:
+            moved, count = _rows(delta, theirs, suspect.tokenizer, rows)
+        progress("forensics", done, len(names))
+    return Forensics(
+        encoder=encoder,
+        summary=_summary(suspect, anchor, changes, moved, count),
+        layers=tuple(change.layer for change in changes),
+        rows=moved,
+        rows_changed=count,
+    )
+
+
+def distance(a: TextEncoder, b: TextEncoder) -> float:
+    """Frobenius norm of the difference over that of ``b``, over all tensors that both have.
+
+    Raises:
+        EncoderError: the two have different tensors.
+    """
+    difference = total = 0.0
+    for name in _shared(a, b):
+        ours, theirs = _plain(a.weights[name]), _plain(b.weights[name])
+        difference += _norm(ours - theirs) ** 2
+        total += _norm(theirs) ** 2
+    return _ratio(math.sqrt(difference), math.sqrt(total))
+
+
+def evidence(forensics: Forensics) -> tuple[Evidence, ...]:
+    """The differences in numbers; spectra are averaged over the matrices that changed."""
+    norms = [layer.relative_norm for layer in forensics.layers if math.isfinite(layer.relative_norm)]
+    spectra = [layer for layer in forensics.layers if layer.top1_energy is not None]
+    sigmas = [row.sigma for row in forensics.rows if math.isfinite(row.sigma)]
+
+    def measured(
+        name: str, value: float | None, n: int, unit: str, direction: Literal["higher", "none"] = "none"
+    ) -> Evidence:
+        return Evidence(name=name, value=value, unit=unit, direction=direction, n=n, encoder=forensics.encoder)
+
+    return (
+        measured("delta_norm", _mean(norms), len(norms), "share of norm"),
+        measured(
+            "delta_top1_energy", _mean(x.top1_energy for x in spectra), len(spectra), "share of energy", "higher"
+        ),
+        measured(
+            "delta_top8_energy", _mean(x.top8_energy for x in spectra), len(spectra), "share of energy", "higher"
+        ),
+        measured("delta_effective_rank", _mean(x.effective_rank for x in spectra), len(spectra), "directions"),
+        measured("token_rows_changed", float(forensics.rows_changed), forensics.rows_changed, "tokens"),
+        measured(
+            "token_row_sigma", max(sigmas) if sigmas else None, forensics.rows_changed, "robust sigma", "higher"
+        ),
+    )
+
+
+# ------------------------------------------------------------------ measuring
+
+
+def _shared(suspect: TextEncoder, anchor: TextEncoder) -> list[str]:
+    """Names of the tensors that both have; the text projection may be missing or of another width."""
+    if not suspect.spec.comparable(anchor.spec):
+        ours, theirs = (
+            f"{e.spec.summary}, {e.spec.heads} heads, MLP {e.spec.mlp_width}, "
+            f"{'causal' if e.spec.causal else 'bidirectional'}"
+            for e in (suspect, anchor)
+        )
+        raise EncoderError(
+            expected=f"an anchor with the suspect's architecture ({ours})",
+            found=f"another family or size ({theirs})",
+            remedy="Choose the encoder that the suspect was made from.",
+        )
+    both = anchor.weights
+    return [name for name, w in suspect.weights.items() if name in both and both[name].shape == w.shape]
+
+
+def _plain(w: Tensor) -> Tensor:
+    return w.detach().to("cpu", torch.float32)
+
+
+def rounded(w: Tensor, cast: str) -> Tensor:
+    """Values rounded to a lower precision of :data:`CASTS`, as float32."""
+    return w.to(CASTS[cast]).to(torch.float32)
+
+
+def _holds(w: Tensor, cast: str) -> bool:
+    """Whether a precision can express every value; a few values settle it for most tensors."""
+    few = w.flatten()[:4096]
+    return torch.equal(rounded(few, cast), few) and torch.equal(rounded(w, cast), w)
+
+
+def _reference(ours: Tensor, theirs: Tensor) -> tuple[Tensor, str | None]:
+    """The anchor's tensor, rounded as the suspect's is where that brings the two closer together."""
+    best: tuple[Tensor, str | None] = (theirs, None)
+    nearest = _norm(ours - theirs)
+    for cast in CASTS if nearest > 0 else ():
+        if _holds(ours, cast):
+            candidate = rounded(theirs, cast)
+            # An overflow in the cast makes the norm NaN, which is nearer to nothing.
+            if (norm := _norm(ours - candidate)) < nearest:
+                best, nearest = (candidate, cast), norm
+    return best
+
+
+def _change(name: str, delta: Tensor, anchor: Tensor, equal: bool, cast: str | None) -> _Change:
+    norm = _norm(delta)
+    relative = _ratio(norm, _norm(anchor))
+    if delta.dim() != 2 or name in (TOKEN_TABLE, POSITION_TABLE) or norm == 0:
+        return _Change(LayerChange(tensor=name, relative_norm=relative), equal, cast, None, False)
+    energy = _spectrum(delta)
+    present = energy[energy > 0]
+    layer = LayerChange(
+        tensor=name,
+        relative_norm=relative,
+        top1_energy=float(energy[0]),
+        top8_energy=float(energy[:8].sum()),
+        effective_rank=float(torch.exp(-(present * present.log()).sum())),
+    )
+    rank = int((energy.cumsum(0) < RANK_ENERGY).sum()) + 1
+    return _Change(layer, equal, cast, rank, rank <= min(delta.shape) // LOW_RANK)
+
+
+def _spectrum(delta: Tensor) -> Tensor:
+    """Shares of the squared singular values of ``(M, N)``, descending, from the smaller Gram matrix.
+
+    In float64 the squaring costs no accuracy that matters for shares, and it is many times faster than
+    singular values.
+    """
+    wide = (delta if delta.shape[0] <= delta.shape[1] else delta.T).double()
+    wide = wide / wide.abs().amax()
+    energy = torch.linalg.eigvalsh(wide @ wide.T).clamp_min(0).flip(0)
+    return energy / energy.sum()
+
+
+def _rows(
+    delta: Tensor, anchor: Tensor, tokenizer: ClipTokenizer, limit: int
+) -> tuple[tuple[RowChange, ...], int]:
+    """The token rows that moved most, and how many moved at all."""
+    ids = delta.ne(0).any(dim=1).nonzero().squeeze(1)
+    usual = float(anchor.norm(dim=1).median())
+    distances = delta[ids].norm(dim=1).double()
+    sigmas = _robust_z(distances)
+    order = distances.argsort(descending=True, stable=True)[:limit]
+    moved = [
+        RowChange(
+            token=tokenizer.token(token) if token < len(tokenizer) else f"#{token}",
+            token_id=token,
+            distance=_ratio(float(distances[i]), usual),
+            sigma=float(sigmas[i]),
+        )
+        for i, token in zip(order.tolist(), ids[order].tolist(), strict=True)
+    ]
+    return tuple(moved), len(ids)
+
+
+def _robust_z(x: Tensor) -> Tensor:
+    """Robust z-scores of ``(N,)``; NaN where there are too few to compare.
+
+    References:
+        Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993: median and MAD, and the mean
+        absolute deviation where more than half of the values are equal.
+    """
+    if len(x) < FEWEST:
+        return torch.full_like(x, math.nan)
+    off = x - x.median()
+    mad, mean = float(off.abs().median()), float(off.abs().mean())
+    scale = 1.4826 * mad if mad > 0 else 1.2533 * mean
+    return off / scale if scale > 0 else off
+
+
+def _norm(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64))
+
+
+def _ratio(part: float, whole: float) -> float:
+    if whole == 0:
+        return math.inf if part > 0 else 0.0
+    return part / whole
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+# ------------------------------------------------------------------ words
+
+
+def _summary(
+    suspect: TextEncoder, anchor: TextEncoder, changes: Sequence[_Change], moved: Sequence[RowChange], rows: int
+) -> str:
+    """One line for a person. The first rule that fits decides; documented in the order of the code."""
+    changed = [change for change in changes if change.changed]
+    if not changed:
+        return _without_change(changes)
+    if cast := _finer(suspect, anchor, [change.layer.tensor for change in changes]):
+        return (
+            f"equal to the anchor when rounded to {cast}, different below: the anchor may be a cast of it, "
+            "but such small differences can also be put there on purpose"
+        )
+    matrices = [change for change in changed if change.rank is not None]
+    if matrices and (_mean(x.layer.relative_norm for x in matrices) or 0.0) > UNRELATED:
+        return "weights unrelated to the anchor's, as from another training run: choose another anchor"
+    if [change.layer.tensor for change in changed] == [TOKEN_TABLE]:
+        return _only_rows(moved, rows)
+    parts = [_matrices(matrices, changes) if matrices else _small_parts(changed)]
+    if matrices and rows:
+        parts.append(f"{rows:,} token rows changed")
+    outlying = [row for row in moved if row.sigma >= OUTLYING][:NAMED]
+    parts += [f"token {row.token!r} moved {row.sigma:.0f} sigma" for row in outlying]
+    return "; ".join(parts)
+
+
+def _without_change(changes: Sequence[_Change]) -> str:
+    casts = sorted({change.cast for change in changes if change.cast is not None and not change.equal})
+    if not casts:
+        return "identical"
+    return f"a cast to {' and '.join(casts)}: every value is the anchor's, rounded"
+
+
+def _finer(suspect: TextEncoder, anchor: TextEncoder, names: Sequence[str]) -> str | None:
+    """The precision at which the suspect rounds to the anchor, if there is one."""
+    smallest_first = sorted(names, key=lambda name: anchor.weights[name].numel())
+    for cast in CASTS:
+        if all(
+            torch.equal(rounded(_plain(suspect.weights[name]), cast), _plain(anchor.weights[name]))
+            for name in smallest_first
+        ):
+            return cast
+    return None
+
+
+def _only_rows(moved: Sequence[RowChange], rows: int) -> str:
+    tokens = ", ".join(repr(row.token) for row in moved[:NAMED])
+    others = f" and {rows - NAMED:,} others" if rows > NAMED else ""
+    return f"only the token row{'s' if rows > 1 else ''} {tokens}{others} changed"
+
+
+def _matrices(matrices: Sequence[_Change], everything: Sequence[_Change]) -> str:
+    """How the matrices changed: rank one, low rank, concentrated, or broadly."""
+    where = _where([change.layer.tensor for change in matrices], [change.layer.tensor for change in everything])
+    ranks = sorted(change.rank for change in matrices if change.rank is not None)
+    if ranks[-1] == 1:
+        return f"a rank-1 change in {where}"
+    if all(change.low for change in matrices):
+        return f"a low-rank (about {ranks[len(ranks) // 2]}) update in {where}, as a LoRA leaves"
+    first = _mean(change.layer.top1_energy for change in matrices) or 0.0
+    if first >= CONCENTRATED:
+        return (
+            f"one or two directions carry {first:.0%} of the change in {where}: "
+            "typical for an injected association or a taught concept"
+        )
+    size = _mean(change.layer.relative_norm for change in matrices if math.isfinite(change.layer.relative_norm))
+    return f"full-rank changes of {size or 0.0:.2g} of the norm in {where}, as fine-tuning leaves"
+
+
+def _small_parts(changed: Sequence[_Change]) -> str:
+    """Changes outside of all matrices: tables, norms and biases."""
+    names = [change.layer.tensor for change in changed]
+    named = {TOKEN_TABLE: "the token table", POSITION_TABLE: "the position table"}
+    parts = [text for name, text in named.items() if name in names]
+    if others := len(names) - len(parts):
+        parts.append(f"{others} bias and norm tensor{'s' if others > 1 else ''}")
+    return f"only {' and '.join(parts)} changed"
+
+
+def _where(names: Sequence[str], everything: Sequence[str]) -> str:
+    """Places of matrices in words: ``attention of layers 0-11`` or ``layer 4 (mlp.fc2)``."""
+    found = [match.groups() for name in names if (match := _IN_LAYER.fullmatch(name))]
+    outside = [name for name in names if not _IN_LAYER.fullmatch(name)]
+    if not found:
+        return " and ".join(outside)
+    layers = sorted({int(layer) for layer, _ in found})
+    depth = len({match[1] for name in everything if (match := _IN_LAYER.fullmatch(name))})
+    kinds = sorted({part for _, part in found})
+    if len(layers) == 1 and len(kinds) == 1:
+        inside = f"layer {layers[0]} ({kinds[0]})"
+    else:
+        which = "all layers" if len(layers) == depth else f"layer{'s' if len(layers) > 1 else ''} {_spans(layers)}"
+        inside = f"{_kind(kinds)}{which}"
+    return " and ".join([inside, *outside])
+
+
+def _kind(parts: Sequence[str]) -> str:
+    tails = {part.rpartition(".")[2] for part in parts}
+    if len(parts) == 1:
+        return f"{parts[0]} of "
+    if tails <= set(_ATTENTION):
+        return "attention of "
+    return "the MLP of " if tails <= set(_MLP) else ""
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """``0, 1, 2, 5`` as ``0-2, 5``."""
+    return ", ".join(f"{low}-{high}" if high > low else str(low) for low, high in _runs(numbers))
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    low = high = numbers[0]
+    for number in numbers[1:]:
+        if number != high + 1:
+            yield low, high
+            low = number
+        high = number
+    yield low, high

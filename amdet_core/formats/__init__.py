@@ -1,0 +1,9 @@
+"""Files to encoders and back: every layout of CLIP text encoders, recognised by content.
+
+``open_target`` reads, ``write_encoder`` writes, ``file_sha256`` names what was read.
+"""
+
+from .open import FoundEncoder, OpenedTarget, file_sha256, open_target
+from .write import Layout, hf_config, write_encoder
+
+__all__ = ["FoundEncoder", "Layout", "OpenedTarget", "file_sha256", "hf_config", "open_target", "write_encoder"]

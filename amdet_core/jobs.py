@@ -1,0 +1,184 @@
+"""One scan as a job: paths and settings in, a report and its files out. Nothing is written here.
+
+The command line, the ComfyUI nodes and any batch runner call :func:`run_job`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from . import __version__, features, formats, trust
+from .anchors import Anchor, Anchors
+from .config import Config, ScanConfig
+from .errors import ConfigError
+from .formats import OpenedTarget
+from .progress import Progress, silent
+from .prompts import PromptSet, builtin_prompts, read_prompts
+from .records import EncoderInfo, ScanReport, Target, Tool
+from .report import render_files
+from .scan import Findings, Subject, plan, scan
+from .verdict import DEFAULT_POLICY, Policy, decide, load_policy
+
+NOT_CHECKED = (
+    "U-Net, VAE, image encoder and LoRA files: only text encoders are scanned",
+    "code inside pickle files: nothing is executed, and nothing is said about it",
+    "tokenizer files: the encoder is read with CLIP's own vocabulary",
+    "backdoors that change a part of the picture only (an attribute, a style) instead of replacing it",
+)
+
+
+class Job(Config):
+    """What to scan and how."""
+
+    target: Path = Field(description="file or folder with a text encoder")
+    anchor: str = Field(default="auto", description="auto, none, or a path")
+    prompts: Path | None = Field(default=None, description="prompts, one per line; null: the built-in set")
+    preset: Literal["quick", "standard", "thorough"] = Field(default="standard", description="how much work")
+    policy: str = Field(default=DEFAULT_POLICY, description="name or file")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
+    seed: int = Field(default=42, ge=0, description="of every random choice")
+    trust_store: Path | None = Field(default=None, description="file of the user's trusted encoders; null: none")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A report, and the files to publish with it, the report itself included."""
+
+    report: ScanReport
+    files: dict[str, bytes]
+
+
+def run_job(job: Job, *, place_trigger: Callable[[str], str] | None = None, progress: Progress = silent) -> Outcome:
+    """Open, identify, scan and judge.
+
+    Args:
+        place_trigger: puts a known trigger into a prompt; see :func:`.scan.scan`.
+
+    Raises:
+        AmdetError: a setting or the target is not usable. What fails later is a fault in the report.
+    """
+    started = time.perf_counter()
+    policy = load_policy(job.policy)
+    config = plan(policy, job.preset, job.seed)
+    prompts = read_prompts(job.prompts) if job.prompts else builtin_prompts(config.prompt_limit)
+    device = choose_device(job.device)
+    progress("open", 0, 1, {})
+    opened = formats.open_target(job.target)
+    for found in opened.encoders:
+        found.encoder.check_finite()
+    anchors = Anchors.of(job.anchor, job.trust_store)
+    matched = [anchors.match(found, opened) for found in opened.encoders]
+    findings: list[Findings] = []
+    timings = {"open": time.perf_counter() - started}
+    for found, anchor in zip(opened.encoders, matched, strict=True):
+        subject = Subject(
+            name=found.name,
+            suspect=found.encoder.to(device),
+            anchor=None if anchor.encoder is None else anchor.encoder.to(device),
+            identical_to=anchor.identical_to,
+        )
+        findings.append(scan(subject, prompts, config, policy, place_trigger=place_trigger, progress=progress))
+    report = _report(policy, config, prompts, opened, matched, findings)
+    timings |= _stage_seconds(findings) | {"total": time.perf_counter() - started}
+    report = report.model_copy(update={"timings": timings})
+    return Outcome(report, render_files(report, _feature_files(findings)))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ConfigError: this machine, or this build of torch, has no such device.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    if not available[name]:
+        usable = ", ".join(kind for kind, there in available.items() if there)
+        raise ConfigError(f"a device that torch can use here ({usable})", name, "Use --device auto.")
+    return torch.device(name)
+
+
+def _report(
+    policy: Policy,
+    config: ScanConfig,
+    prompts: PromptSet,
+    opened: OpenedTarget,
+    anchors: list[Anchor],
+    findings: list[Findings],
+) -> ScanReport:
+    """The report of all encoders, without timings."""
+    evidence = tuple(item for found in findings for item in found.evidence)
+    faults = tuple(item for found in findings for item in found.faults)
+    infos = tuple(anchor.info for anchor in anchors if anchor.info is not None)
+    candidates = tuple(
+        candidate.model_copy(update={"feature_file": features.feature_file(candidate.encoder, index)})
+        for found in findings
+        for index, candidate in enumerate(found.candidates)
+    )
+    triggers = [found.trigger for found in findings if found.trigger is not None]
+    return ScanReport(
+        tool=Tool(version=__version__),
+        target=_target(opened, anchors),
+        anchor=infos or None,
+        verdict=decide(policy, evidence, faults),
+        evidence=evidence,
+        trigger=max(triggers, key=lambda trigger: trigger.collapse, default=None),
+        candidates=candidates,
+        forensics=tuple(found.forensics for found in findings if found.forensics is not None),
+        faults=faults,
+        not_checked=opened.not_scanned + tuple(note for anchor in anchors for note in anchor.notes) + NOT_CHECKED,
+        config={
+            "scan": config.model_dump(mode="json"),
+            "policy": policy.model_dump(mode="json"),
+            "prompts": {"source": prompts.source, "count": len(prompts), "sha256": prompts.sha256},
+            "torch": torch.__version__,
+        },
+        timings={},
+    )
+
+
+def _target(opened: OpenedTarget, anchors: list[Anchor]) -> Target:
+    return Target(
+        path=str(opened.path),
+        sha256=formats.file_sha256(opened),
+        encoders=tuple(
+            EncoderInfo(
+                name=found.name,
+                spec=found.encoder.spec,
+                dtype=found.dtype,
+                layout=found.layout,
+                fingerprint=anchor.fingerprint,
+                assumptions=found.assumptions,
+            )
+            for found, anchor in zip(opened.encoders, anchors, strict=True)
+        ),
+        not_scanned=opened.not_scanned,
+    )
+
+
+def _feature_files(findings: list[Findings]) -> dict[str, bytes]:
+    """Tensors of all candidates, and the strongest of each encoder as one embedding."""
+    files: dict[str, bytes] = {}
+    every = []
+    for found in findings:
+        for index, (candidate, vectors, target) in enumerate(
+            zip(found.candidates, found.features, found.targets, strict=True)
+        ):
+            every.append((candidate, vectors))
+            name = features.feature_file(candidate.encoder, index)
+            files[name] = features.feature_bytes(candidate, vectors, target)
+    embedding = features.pseudo_trigger_bytes(every)
+    return files | ({features.PSEUDO_TRIGGER: embedding} if embedding else {})
+
+
+def _stage_seconds(findings: list[Findings]) -> dict[str, float]:
+    stages = dict.fromkeys(stage for found in findings for stage in found.timings)
+    return {stage: sum(found.timings.get(stage, 0.0) for found in findings) for stage in stages}

@@ -1,0 +1,58 @@
+"""The paper's equations as functions of states; shapes as in :mod:`.encoder`.
+
+References:
+    Wang et al., Assimilation Matters: Model-level Backdoor Detection in Vision-Language Pretrained
+    Models, 2025, https://arxiv.org/abs/2512.00343
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def assimilation(states: Tensor) -> Tensor:
+    """Mean pairwise cosine of the token states of each prompt (eqs. 5 and 16).
+
+    All pairs count, a token with itself too, as in the released code; that adds 1/T. It equals the
+    squared norm of the mean of the unit vectors, which takes O(T) instead of O(T^2).
+
+    Args:
+        states: ``(*L, T, D)``.
+
+    Returns:
+        ``(*L)``, 0 to 1.
+    """
+    return F.normalize(states, dim=-1).mean(-2).square().sum(-1)
+
+
+def agreement(states: Tensor, others: Tensor) -> Tensor:
+    """Mean cosine of two sets of token states, token by token (eq. 17 against the suspect's own output
+    without the feature, eq. 18 against the anchor's output).
+
+    Args:
+        states: ``(*L, T, D)``.
+        others: broadcastable to it.
+
+    Returns:
+        ``(*L)``, -1 to 1.
+    """
+    return F.cosine_similarity(states, others, dim=-1).mean(-1)
+
+
+def collapse(pooled: Tensor, centre: Tensor) -> Tensor:
+    """Mean pairwise cosine of the centred pooled states of different prompts.
+
+    1: every prompt gives the same output; about 0: outputs depend on the prompt. States of an encoder
+    share a large mean, so cosines are taken from the ``centre`` of its clean states.
+
+    Args:
+        pooled: ``(*L, B, D)`` with B >= 2.
+        centre: ``(D,)``.
+
+    Returns:
+        ``(*L)``, -1 to 1.
+    """
+    unit = F.normalize(pooled - centre, dim=-1)
+    count = unit.shape[-2]
+    return (unit.sum(-2).square().sum(-1) - count) / (count * (count - 1))

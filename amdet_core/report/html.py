@@ -1,0 +1,105 @@
+"""The report as one HTML file without scripts and without anything from outside.
+
+File names, tokens and messages come from strangers: the template escapes everything, hidden characters
+are spelled out, and the page forbids itself scripts and connections.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from .. import figures
+from ..records import Candidate, Forensics, LayerChange, ScanReport
+from . import words
+
+TEMPLATE = "report.html.j2"
+
+
+def render_html(report: ScanReport) -> str:
+    """The page, made from the report alone; equal reports give equal pages."""
+    names = tuple(encoder.name for encoder in report.target.encoders)
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            report=report,
+            level=report.verdict.level.name.lower(),
+            headline=words.HEADLINES[report.verdict.level],
+            file=words.file_name(report),
+            sections=words.sections(report),
+            trigger=words.glyphs(report.trigger.text) if report.trigger else (),
+            weights=_weights(report),
+            candidates=_candidates(report),
+            landscapes=[
+                shown for i, name in enumerate(names) if (shown := _landscape(words.strongest(report, name), i))
+            ],
+            config=json.dumps(report.model_dump(mode="json")["config"], indent=2, ensure_ascii=True).splitlines(),
+        )
+    )
+
+
+def _weights(report: ScanReport) -> list[tuple[str, Markup]]:
+    """Caption and figure of the changes to each encoder."""
+    return [
+        (
+            f"{forensics.encoder}: relative change of each weight against the anchor, grey where it is not known.",
+            Markup(figures.svg(figures.weight_changes(forensics), f"weights-{i}", "Relative change of each weight")),
+        )
+        for i, forensics in enumerate(report.forensics)
+        if forensics.layers
+    ]
+
+
+def _candidates(report: ScanReport) -> list[tuple[str, Markup]]:
+    """Gaps and loss curves of all candidates, where there are any."""
+    shown = []
+    if any(figures.has_gap(candidate) for candidate in report.candidates):
+        bars = figures.svg(figures.gaps(report.candidates), "gaps", "Gap of each candidate")
+        shown.append(("How much more the outputs agree than the anchor's, by recovered feature.", Markup(bars)))
+    if any(candidate.loss for candidate in report.candidates):
+        curves = figures.svg(figures.loss_curves(report.candidates), "loss", "Loss by step")
+        shown.append(("Loss by step of each run.", Markup(curves)))
+    return shown
+
+
+def _landscape(candidate: Candidate | None, index: int) -> tuple[str, Markup, Markup] | None:
+    """Encoder, surface and spectrum around the strongest feature of one encoder."""
+    if candidate is None or candidate.landscape is None or not figures.drawable(candidate.landscape):
+        return None
+    surface = candidate.landscape
+    return (
+        candidate.encoder,
+        Markup(figures.svg(figures.landscape(surface), f"landscape-{index}", "Loss around the feature")),
+        Markup(figures.svg(figures.spectrum(surface), f"spectrum-{index}", "Curvature of the loss")),
+    )
+
+
+def _most_changed(forensics: Forensics) -> list[LayerChange]:
+    """The dozen tensors that changed most, those whose change is not known last."""
+    known = [change for change in forensics.layers if math.isfinite(change.relative_norm)]
+    unknown = [change for change in forensics.layers if not math.isfinite(change.relative_norm)]
+    return [*sorted(known, key=lambda change: -change.relative_norm), *unknown][:12]
+
+
+def _shown(value: object) -> object:
+    return words.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=words.number, meaning=words.meaning, most_changed=_most_changed)
+    return environment

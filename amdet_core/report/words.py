@@ -1,0 +1,282 @@
+"""What a report says to a person, in the order in which it is asked; the page and the terminal both use it."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import PurePosixPath, PureWindowsPath
+
+from ..records import Candidate, Evidence, Forensics, Level, ScanReport, Trigger
+
+HEADLINES = {
+    Level.CLEAN: "No evidence of a backdoor",
+    Level.INCONCLUSIVE: "Could not tell",
+    Level.SUSPICIOUS: "Suspicious",
+    Level.BACKDOORED: "Backdoored",
+}
+ADVICE = {
+    Level.CLEAN: (
+        "Nothing has to be done about the text encoders named here.",
+        "The result holds for exactly this file: compare its SHA-256 when you get it from elsewhere.",
+    ),
+    Level.INCONCLUSIVE: (
+        "Do not take this for a pass: treat the file as one that was never scanned.",
+        "Read the reasons above, put right what failed, and scan again.",
+        "Give the original encoder that this file was made from as the anchor.",
+    ),
+    Level.SUSPICIOUS: (
+        "Do not use or share this file until the finding is explained.",
+        "Scan again with the preset 'thorough' and with the original encoder as the anchor.",
+        "Ask its author what the text encoder was trained on, and take the original where there is one.",
+    ),
+    Level.BACKDOORED: (
+        "Do not use or share this file.",
+        "Get the model from its original publisher, scan that file, and delete this one.",
+        "Report it to the site that you have it from: this report names the file by its SHA-256.",
+        "If you think that this is wrong, scan again with another anchor: the original that it was made from.",
+    ),
+}
+ALWAYS_UNCHECKED = (
+    "Everything but the text encoders named here: the image model, the VAE, adapters and code can hold backdoors too."
+)
+ANCHORS = {
+    "given": "the anchor that was given",
+    "trusted": "an encoder that you trust",
+    "shipped": "an encoder that comes with this tool",
+}
+MEANINGS = {
+    "gap": "how much more the outputs of different prompts agree than in the anchor, with the recovered feature",
+    "literal_gap": "the same with the best real token in place of the feature",
+    "suspect_collapse": "agreement of the suspect's outputs across prompts, with the feature",
+    "anchor_collapse": "agreement of the anchor's outputs across prompts, with the feature",
+    "smallest_gap_of_seeds": "gap of the weakest of the independent runs",
+    "identical_to_trusted": "1: every tensor equals a trusted encoder's",
+    "running_loss": "mean loss since the first step",
+    "assimilation": "similarity of the token positions to each other",
+    "assimilation_share": "prompts whose positions became alike",
+    "same_target_share": "prompts that give the same output",
+    "deviation": "similarity to the output without the feature",
+    "deviation_share": "prompts that the feature turned away",
+    "anchor_cosine": "similarity to the anchor's output with the same feature",
+    "anchor_deviation_share": "prompts on which suspect and anchor differ",
+    "positive_share": "curvatures of the loss that are positive: a bowl has more",
+    "fidelity": "similarity of the recovered feature's effect to the known trigger's",
+}
+
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
+    chr(code)
+    for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
+    for code in range(first, last + 1)
+}
+"""Characters that Python calls printable although nothing is drawn for them."""
+
+
+# ------------------------------------------------------------------ strangers' strings
+
+
+@dataclass(frozen=True)
+class Glyph:
+    """A run of ASCII (``code`` empty), or one other character with its code point and name."""
+
+    text: str
+    code: str = ""
+    name: str = ""
+    hidden: bool = False
+
+
+def hidden(character: str) -> bool:
+    """Whether a character shows nothing, or steers how others are shown (controls, direction marks)."""
+    return not character.isprintable() or character in _BLANK
+
+
+def plain(text: str) -> str:
+    """The text with every hidden character spelled out as ‹U+XXXX›: nothing in it can steer a terminal or page."""
+    return "".join(f"‹U+{ord(c):04X}›" if hidden(c) else c for c in text)
+
+
+def glyphs(text: str) -> tuple[Glyph, ...]:
+    """The text in pieces that let look-alike and invisible characters be seen."""
+    pieces: list[Glyph] = []
+    for ordinary, run in groupby(text, key=lambda c: c.isascii() and not hidden(c)):
+        if ordinary:
+            pieces.append(Glyph("".join(run)))
+        else:
+            pieces += [Glyph(c, f"U+{ord(c):04X}", unicodedata.name(c, "UNNAMED"), hidden(c)) for c in run]
+    return tuple(pieces)
+
+
+# ------------------------------------------------------------------ small words
+
+
+def number(value: float | None) -> str:
+    """A number for a person: four significant digits, and words where there is none."""
+    if value is None or not math.isfinite(value):
+        return "not measured"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def measured(evidence: Evidence) -> str:
+    """Value, interval and number of samples of one quantity."""
+    interval = ""
+    if evidence.interval is not None and all(map(math.isfinite, evidence.interval)):
+        interval = f"95% interval {evidence.interval[0]:.2f} to {evidence.interval[1]:.2f}, "
+    return f"{number(evidence.value)} ({interval}n = {evidence.n:,})"
+
+
+def meaning(name: str) -> str:
+    """What a quantity is, in words; empty for a name that this release does not know."""
+    return MEANINGS.get("gap" if name.startswith("gap_k") else name, "")
+
+
+def file_name(report: ScanReport) -> str:
+    """Last part of the target's path, on whichever system it was scanned."""
+    return PureWindowsPath(PurePosixPath(report.target.path).name).name or report.target.path
+
+
+def strongest(report: ScanReport, encoder: str | None = None) -> Candidate | None:
+    """The recovered feature with the largest gap, of one encoder or of all; the first where none has one."""
+    own = [candidate for candidate in report.candidates if encoder in (None, candidate.encoder)]
+    return max(
+        own, key=lambda c: -math.inf if c.indicators.get("gap") is None else c.indicators["gap"] or 0.0, default=None
+    )
+
+
+def identical(report: ScanReport) -> tuple[str, ...]:
+    """Names of the encoders whose values equal their anchor's."""
+    anchors = {anchor.encoder: anchor.fingerprint for anchor in report.anchor or ()}
+    return tuple(e.name for e in report.target.encoders if anchors.get(e.name) == e.fingerprint)
+
+
+# ------------------------------------------------------------------ sections
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question and its answer; ``label`` is the question in one word."""
+
+    key: str
+    label: str
+    title: str
+    lines: tuple[str, ...]
+
+
+def sections(report: ScanReport) -> tuple[Section, ...]:
+    """Everything that a person wants to know, most wanted first."""
+    return (
+        Section("why", "Why", "Why, and how sure is that?", tuple(_why(report))),
+        Section("compared", "Compared", "Compared with what?", tuple(_compared(report))),
+        Section("trigger", "Trigger", "What is the trigger?", tuple(_trigger(report))),
+        Section("effect", "Effect", "What would it do?", tuple(_effect(report))),
+        Section("weights", "Weights", "What was done to the weights?", tuple(_weights(report))),
+        Section("advice", "Do now", "What can I do now?", ADVICE[report.verdict.level]),
+        Section("unchecked", "Unchecked", "What was not checked?", tuple(_unchecked(report))),
+    )
+
+
+def _why(report: ScanReport) -> Iterator[str]:
+    yield from map(_sentence, report.verdict.reasons)
+    for name in dict.fromkeys(e.encoder for e in report.evidence):
+        own = [e for e in report.evidence if e.encoder == name and e.interval and e.value is not None]
+        if own:
+            yield f"Measured in {name}: {', '.join(f'{e.name} {measured(e)}' for e in own)}."
+
+
+def _sentence(reason: str) -> str:
+    first = reason.split(maxsplit=1)[:1]
+    start = reason[:1].upper() if first and first[0].isalpha() else reason[:1]  # names stay as they are
+    return start + reason[1:].rstrip(".") + "."
+
+
+def _compared(report: ScanReport) -> Iterator[str]:
+    anchors = {anchor.encoder: anchor for anchor in report.anchor or ()}
+    equal = identical(report)
+    for encoder in report.target.encoders:
+        anchor = anchors.get(encoder.name)
+        if anchor is None:
+            yield f"{encoder.name}: with nothing; no trusted encoder of the same sizes was at hand."
+        elif encoder.name in equal:
+            yield f"{encoder.name}: identical, number for number, to {anchor.name} ({ANCHORS[anchor.chosen]})."
+        else:
+            yield f"{encoder.name}: with {anchor.name} ({ANCHORS[anchor.chosen]})."
+    if not report.target.encoders:
+        yield "No text encoder that this tool supports was found in the file."
+
+
+def _trigger(report: ScanReport) -> Iterator[str]:
+    trigger = report.trigger
+    if trigger is not None:
+        yield from _literal(trigger)
+    elif report.verdict.level >= Level.SUSPICIOUS:
+        yield "It could not be written as text; the recovered feature below stands for it."
+    elif report.verdict.level == Level.INCONCLUSIVE:
+        yield "Not known; none was found so far."
+    else:
+        yield "None was found."
+
+
+def _literal(trigger: Trigger) -> Iterator[str]:
+    yield f"“{trigger.text}” in {trigger.encoder}, found by way of {trigger.found_by}."
+    yield (
+        f"With it in {trigger.n:,} prompts that were held out, the outputs agree {number(trigger.collapse)} more "
+        "than the anchor's do (0: no more, 1: they are all the same)."
+    )
+    if trigger.code_points:
+        yield f"Outside ASCII: {', '.join(trigger.code_points)}."
+
+
+def _effect(report: ScanReport) -> Iterator[str]:
+    best = strongest(report)
+    if best is None:
+        known = "Nothing: no feature that overrides prompts was recovered."
+        yield known if report.verdict.level == Level.CLEAN else "Not known: no feature was recovered."
+        return
+    gap = best.indicators.get("gap")
+    strength = "" if gap is None else f" (gap to the anchor {gap:.2f})"
+    if report.verdict.level < Level.SUSPICIOUS:
+        yield f"The strongest feature that was recovered is not what the policy calls a finding{strength}."
+        return
+    act = "overrides what prompts say" if report.verdict.level == Level.BACKDOORED else "pulls prompts to one output"
+    yield f"A feature of {_count(best.vectors, 'vector')} was recovered from {best.encoder} that {act}{strength}."
+    if best.feature_file is not None:
+        stem = PurePosixPath(best.feature_file).stem
+        yield (
+            f"To see what it draws, use embedding:amdet/{stem} in a prompt for this very model in ComfyUI, "
+            f"with {best.feature_file} in models/embeddings/amdet."
+        )
+    if best.nearest_tokens:
+        yield f"Nearest real tokens: {', '.join(f'“{token}”' for token in best.nearest_tokens)}."
+
+
+def _weights(report: ScanReport) -> Iterator[str]:
+    equal = identical(report)
+    compared = {forensics.encoder: forensics for forensics in report.forensics}
+    for encoder in report.target.encoders:
+        if encoder.name in compared:
+            yield from _changes(compared[encoder.name])
+        elif encoder.name in equal:
+            yield f"{encoder.name}: nothing; they are the anchor's."
+        else:
+            yield f"{encoder.name}: not known; they were not compared."
+    if not report.target.encoders:
+        yield "Not known; they were not compared."
+
+
+def _changes(forensics: Forensics) -> Iterator[str]:
+    yield f"{forensics.encoder}: {forensics.summary.rstrip('.')}."
+    if forensics.rows:
+        most = ", ".join(f"“{row.token}”" for row in forensics.rows[:5])
+        yield f"{_count(forensics.rows_changed, 'row')} of its token table moved, most of all: {most}."
+
+
+def _unchecked(report: ScanReport) -> Iterator[str]:
+    for part in report.target.not_scanned:
+        yield f"{part}: this tool does not support it."
+    yield from report.not_checked
+    yield ALWAYS_UNCHECKED

@@ -1,0 +1,272 @@
+"""The one composition of a scan: every stage yields evidence or a fault, the policy decides at the end.
+
+It knows nothing about attacks, files or hosts. Each stage is a function of frozen inputs; randomness
+comes from the seed in the config alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import contrast, evidence, forensics, inversion
+from .config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig
+from .contrast import Side, Tails
+from .encoder import POSITION_TABLE, TextEncoder
+from .errors import AmdetError
+from .landscape import landscape
+from .progress import Progress, silent
+from .prompts import PromptSet
+from .records import Candidate, Evidence, Fault, Forensics, Landscape, Trigger
+from .verdict import Policy
+
+CONTRAST_PROMPTS = 64
+"""Held-out prompts for what is measured of a published feature beside the published indicators."""
+LANDSCAPE_SEED, TAILS_SEED = 1_000_003, 2_000_003
+"""Added to the seed of a scan, so that no two stages share random numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One encoder to scan.
+
+    Attributes:
+        name: of the encoder within its file.
+        suspect: the encoder.
+        anchor: a trusted encoder with the same tensors, or None.
+        identical_to: name of the trusted encoder whose tensors it equals, or None.
+    """
+
+    name: str
+    suspect: TextEncoder
+    anchor: TextEncoder | None
+    identical_to: str | None = None
+
+
+@dataclass(eq=False)
+class Findings:
+    """What the stages found about one encoder; filled stage by stage.
+
+    Attributes:
+        features: candidate index -> its vectors ``(K, D)`` as token embeddings without positions.
+        targets: candidate index -> mean pooled output ``(D,)`` with the feature, on held-out prompts.
+    """
+
+    evidence: list[Evidence] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)
+    forensics: Forensics | None = None
+    trigger: Trigger | None = None
+    faults: list[Fault] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
+    """The settings of a preset for a policy; a policy of the paper runs the published schedule whole.
+
+    Raises:
+        ConfigError: the preset is not known, or the seed is negative.
+    """
+    if policy.method == "amdet-code":
+        return ScanConfig(seed=seed, preset=preset, amdet=AmdetConfig())
+    if policy.method == "amdet-paper":
+        paper = AmdetConfig(weight_deviation=1.0, weight_anchor=5.0, epoch_break=None)
+        return ScanConfig(seed=seed, preset=preset, amdet=paper)
+    around = LandscapeConfig(grid=25, radius=None, prompts=16)
+    if preset == "quick":
+        return ScanConfig(
+            seed=seed, preset=preset, contrast=ContrastConfig(vectors=(1,), seeds=1), landscape=around
+        )
+    if preset == "thorough":
+        return ScanConfig(
+            seed=seed, preset=preset, contrast=ContrastConfig(seeds=4), amdet=AmdetConfig(), landscape=around
+        )
+    return ScanConfig(seed=seed, preset=preset, contrast=ContrastConfig(vectors=(1, 5)), landscape=around)
+
+
+def scan(
+    subject: Subject,
+    prompts: PromptSet,
+    config: ScanConfig,
+    policy: Policy,
+    *,
+    place_trigger: Callable[[str], str] | None = None,
+    progress: Progress = silent,
+) -> Findings:
+    """Measure one encoder.
+
+    An encoder that equals a trusted one is answered by that proof alone. Without an anchor nothing can
+    be compared and no inversion runs; the policy then can't call it clean.
+
+    Args:
+        place_trigger: puts a known trigger into a prompt, to measure the fidelity of what was recovered
+            (eq. 29); never used for anything else.
+    """
+    found = Findings()
+    tensors = len(subject.suspect.weights)
+    found.evidence.append(evidence.identity(subject.identical_to is not None, subject.name, tensors))
+    if subject.identical_to is not None or subject.anchor is None:
+        return found
+    fit, held_out = (part.prompts for part in prompts.first(config.prompt_limit).split())
+    stages = _Stages(subject, subject.anchor, fit, held_out, config, policy, place_trigger, progress, found)
+    with _stage(found, subject.name, "forensics"):
+        stages.forensics()
+    if config.contrast is not None:
+        with _stage(found, subject.name, "contrast"):
+            stages.contrast(config.contrast)
+    if config.amdet is not None:
+        with _stage(found, subject.name, "inversion"):
+            stages.published(config.amdet)
+    return found
+
+
+@contextmanager
+def _stage(found: Findings, encoder: str, stage: str) -> Iterator[None]:
+    """Time a stage, and record an error that it raises on purpose or that torch raises as a fault."""
+    started = time.perf_counter()
+    try:
+        yield
+    except (AmdetError, RuntimeError) as error:
+        found.faults.append(Fault(stage=stage, error=type(error).__name__, message=str(error), encoder=encoder))
+    found.timings[stage] = time.perf_counter() - started
+
+
+@dataclass(frozen=True, eq=False)
+class _Stages:
+    """What all stages of one scan need, and where they put what they find."""
+
+    subject: Subject
+    anchor: TextEncoder
+    fit: Sequence[str]
+    held_out: Sequence[str]
+    config: ScanConfig
+    policy: Policy
+    place_trigger: Callable[[str], str] | None
+    progress: Progress
+    found: Findings
+
+    @property
+    def suspect(self) -> TextEncoder:
+        return self.subject.suspect
+
+    def _generator(self, offset: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed + offset)
+
+    def forensics(self) -> None:
+        """Difference of the weights to the anchor's."""
+        found = forensics.compare(self.suspect, self.anchor, encoder=self.subject.name, progress=self.progress)
+        self.found.forensics = found
+        self.found.evidence += forensics.evidence(found)
+
+    def contrast(self, settings: ContrastConfig) -> None:
+        """Anchor-relative inversion of every length, then real tokens as literal triggers."""
+        sides = Side.of(self.suspect, self.fit), Side.of(self.anchor, self.fit)
+        held_out = self.held_out[: settings.held_out]
+        ids = contrast.cut(self.suspect, self.fit, settings, self._generator(TAILS_SEED))
+        tails = Tails.of(*sides, ids[: self.config.landscape.prompts])
+        for count in settings.vectors:
+            self._one_length(settings, sides, tails, held_out, count)
+        if settings.literal_leads:
+            self._literal(settings, sides, tails, held_out)
+
+    def _one_length(
+        self, settings: ContrastConfig, sides: tuple[Side, Side], tails: Tails, held_out: Sequence[str], count: int
+    ) -> None:
+        """The best of several seeds, measured on held-out prompts, with its landscape."""
+        runs = []
+        for seed in range(self.config.seed, self.config.seed + settings.seeds):
+            run = contrast.invert(*sides, self.fit, count, settings, seed=seed + count, progress=self.progress)
+            runs.append((contrast.measure(*sides, held_out, run.vectors), run, seed))
+        collapse, best, seed = max(runs, key=lambda run: run[0].gap)
+        surface = landscape(
+            tails.loss, best.vectors, self.config.landscape, self._generator(LANDSCAPE_SEED), self.progress
+        )
+        indicators = {
+            "gap": collapse.gap,
+            "suspect_collapse": collapse.suspect,
+            "anchor_collapse": collapse.anchor,
+            "positive_share": surface.positive_share,
+            "smallest_gap_of_seeds": min(run[0].gap for run in runs),
+        }
+        self.found.evidence.append(evidence.gap(f"gap_k{count}", collapse, self.subject.name))
+        self._keep("contrast", best.vectors, seed, best.loss, indicators, surface, held_out)
+
+    def _literal(
+        self, settings: ContrastConfig, sides: tuple[Side, Side], tails: Tails, held_out: Sequence[str]
+    ) -> None:
+        """Try real tokens: those nearest to the features, and those whose row of the table moved."""
+        vectors = torch.cat(self.found.features)
+        near = evidence.nearest_tokens(self.suspect, vectors, settings.literal_leads).flatten().tolist()
+        moved = [row.token_id for row in self.found.forensics.rows] if self.found.forensics else []
+        token, collapse = evidence.best_token(*sides, tails, held_out, list(dict.fromkeys(near + moved)))
+        self.found.evidence.append(evidence.gap("literal_gap", collapse, self.subject.name))
+        if collapse.gap >= self.policy.literal_gap:
+            by = "neighbour of the recovered feature" if token in near else "row of the token table that moved"
+            self.found.trigger = evidence.trigger(self.suspect.tokenizer, [token], collapse, by, self.subject.name)
+
+    def published(self, settings: AmdetConfig) -> None:
+        """The inversion as published; its stop rule is the policy's, where the policy is one of the paper's."""
+        gates = self.policy.findings if self.policy.method != "contrast" else ()
+        result = inversion.invert(
+            self.suspect,
+            self.anchor,
+            self.fit,
+            self.held_out,
+            settings,
+            self.config.landscape if gates else LandscapeConfig(grid=25),
+            seed=self.config.seed,
+            accept=lambda measure: any(finding.holds(measure) for finding in gates),
+            progress=self.progress,
+        )
+        self.found.evidence += evidence.published(result.indicators, len(self.held_out), self.subject.name)
+        # The vectors were placed: without the position rows they are embeddings that work in any prompt.
+        rows = self.suspect.weights[POSITION_TABLE][settings.insert_at : settings.insert_at + settings.vectors]
+        self._keep(
+            "amdet",
+            result.vectors - rows,
+            self.config.seed,
+            result.loss,
+            result.indicators,
+            result.landscape,
+            self.held_out[: CONTRAST_PROMPTS],
+            fidelity_at=settings.insert_at,
+        )
+
+    def _keep(
+        self,
+        method: Literal["contrast", "amdet"],
+        vectors: Tensor,
+        seed: int,
+        loss: tuple[float, ...],
+        indicators: Mapping[str, float],
+        surface: Landscape,
+        held_out: Sequence[str],
+        fidelity_at: int | None = None,
+    ) -> None:
+        """Record a candidate with its tensors and, where the trigger is known, its fidelity."""
+        known = {}
+        if self.place_trigger is not None:
+            known["fidelity"] = evidence.fidelity(self.suspect, held_out, self.place_trigger, vectors, fidelity_at)
+        near = evidence.nearest_tokens(self.suspect, vectors, 1)[:, 0].tolist()
+        self.found.candidates.append(
+            Candidate(
+                encoder=self.subject.name,
+                method=method,
+                vectors=len(vectors),
+                seed=seed,
+                steps=len(loss),
+                loss=loss,
+                indicators={**indicators, **known},
+                nearest_tokens=tuple(self.suspect.tokenizer.token(token) for token in near),
+                landscape=surface,
+            )
+        )
+        self.found.features.append(vectors)
+        self.found.targets.append(contrast.outputs(self.suspect, held_out, vectors).mean(0))

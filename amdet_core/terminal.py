@@ -1,0 +1,110 @@
+"""What the command line shows while it works, and how it stops at once on Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from .progress import Progress as ProgressCallback
+
+T = TypeVar("T")
+GRACE = 0.5
+"""Seconds that the work gets to stop by itself after Ctrl-C."""
+LINE_EVERY = 5.0
+"""Seconds between two progress lines of one stage where there is no terminal."""
+
+
+class Interrupted(BaseException):
+    """Raised inside the work at its next progress call after Ctrl-C."""
+
+
+class ProgressLine:
+    """A bar on a terminal, plain lines elsewhere; on stderr in both cases."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description:<16}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} {task.fields[numbers]}"),
+                TimeElapsedColumn(),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+        self._task: TaskID | None = None
+        self._stage, self._last = "", 0.0
+
+    def __enter__(self) -> ProgressLine:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None, /) -> None:
+        numbers = " ".join(f"{name} {value:.3f}" for name, value in (metrics or {}).items())
+        if self._bar:
+            if stage != self._stage or self._task is None:
+                self._task = self._bar.add_task(stage, total=total, numbers=numbers)
+            self._bar.update(self._task, completed=done, total=total, numbers=numbers)
+        elif stage != self._stage or time.monotonic() - self._last > LINE_EVERY:
+            self._last = time.monotonic()
+            sys.stderr.write(f"{stage}: {done}/{total} {numbers}".rstrip() + "\n")
+            sys.stderr.flush()
+        self._stage = stage
+
+
+class _Worker(threading.Thread, Generic[T]):
+    def __init__(self, work: Callable[[ProgressCallback], T], progress: ProgressCallback) -> None:
+        super().__init__(daemon=True)
+        self.stop = threading.Event()
+        self.result: T | None = None
+        self.error: BaseException | None = None
+        self._work, self._progress = work, progress
+
+    def _report(self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None, /) -> None:
+        if self.stop.is_set():
+            raise Interrupted
+        self._progress(stage, done, total, metrics or {})
+
+    def run(self) -> None:
+        try:
+            self.result = self._work(self._report)
+        except BaseException as error:  # handed to the main thread, which raises it
+            self.error = error
+
+
+def interruptible(work: Callable[[ProgressCallback], T], progress: ProgressCallback) -> T:
+    """Run ``work`` so that Ctrl-C ends the process within a second, with exit code 130.
+
+    The work runs in a thread of its own: the main thread can't see Ctrl-C while it is inside one long
+    tensor operation. The work must write no files; what it returns is written by the caller.
+    """
+    worker = _Worker(work, progress)
+    worker.start()
+    try:
+        while worker.is_alive():
+            worker.join(0.1)
+    except KeyboardInterrupt:
+        worker.stop.set()
+        worker.join(GRACE)
+        sys.stderr.write("\ninterrupted; nothing was written\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(130)
+    if worker.error is not None:
+        raise worker.error
+    return worker.result  # type: ignore[return-value]

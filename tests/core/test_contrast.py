@@ -1,0 +1,111 @@
+"""Anchor-relative inversion on encoders whose answer is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from amdet_core import contrast, losses
+from amdet_core.config import ContrastConfig
+from amdet_core.contrast import Side, Tails
+from amdet_core.encoder import TOKEN_TABLE, TextEncoder
+from amdet_core.errors import ConfigError, NumericalError
+from amdet_core.prompts import builtin_prompts
+
+PROMPTS = builtin_prompts(200).prompts
+FAST = ContrastConfig(steps=4, restarts=3, pool=40, prompts=4)
+
+
+def test_tails_give_what_the_whole_prompt_gives(toy: TextEncoder, other: TextEncoder) -> None:
+    """Prefixes computed once, and candidates side by side, change nothing."""
+    ids = contrast.cut(toy, PROMPTS, FAST, torch.Generator().manual_seed(0))[:6]
+    sides = Side.of(toy, PROMPTS), Side.of(other, PROMPTS)
+    vectors = torch.randn(3, 2, 64, generator=torch.Generator().manual_seed(1)) * 0.3
+    fast = Tails.of(*sides, ids).collapses(vectors)
+    for r in range(3):
+        for side, found in zip(sides, fast, strict=True):
+            eos = side.encoder.embed(torch.tensor([49407])).expand(6, 1, 64)
+            embeds = torch.cat((side.encoder.embed(ids), vectors[r].expand(6, 2, 64), eos), 1)
+            pooled = side.encoder.transform(side.encoder.place(embeds))[:, -1]
+            assert found[r].item() == pytest.approx(losses.collapse(pooled, side.centre).item(), abs=1e-5)
+
+
+def test_outputs_of_real_tokens_equal_the_prompt_with_that_word(toy: TextEncoder) -> None:
+    token = toy.tokenizer.encode("lighthouse")
+    prompts = list(PROMPTS[:9])
+    written = toy.encode([f"{p} lighthouse" for p in prompts])
+    placed = contrast.outputs(toy, prompts, toy.embed(torch.tensor(token)))
+    torch.testing.assert_close(placed, written, atol=1e-5, rtol=0)
+
+
+def test_an_encoder_compared_with_itself_has_no_gap(toy: TextEncoder) -> None:
+    side = Side.of(toy, PROMPTS)
+    found = contrast.invert(side, side, PROMPTS, 1, FAST, seed=0)
+    collapse = contrast.measure(side, side, PROMPTS[:20], found.vectors)
+    assert collapse.gap == 0
+    assert collapse.half_width == 0
+
+
+def test_optimising_raises_the_gap_and_respects_the_norm_cap(toy: TextEncoder, other: TextEncoder) -> None:
+    sides = Side.of(toy, PROMPTS), Side.of(other, PROMPTS)
+    short = contrast.invert(*sides, PROMPTS, 1, FAST, seed=3)
+    long = contrast.invert(*sides, PROMPTS, 1, FAST.model_copy(update={"steps": 40}), seed=3)
+    assert max(long.gaps) > max(short.gaps)
+    typical = toy.weights[TOKEN_TABLE].norm(dim=-1).median()
+    assert long.vectors.norm(dim=-1).max() <= FAST.norm_cap * typical * 1.001
+    assert len(long.loss) <= 40
+
+
+def test_same_seed_same_vectors_and_other_seed_other_vectors(toy: TextEncoder, other: TextEncoder) -> None:
+    sides = Side.of(toy, PROMPTS), Side.of(other, PROMPTS)
+    a, b, c = (contrast.invert(*sides, PROMPTS, 2, FAST, seed=s).vectors for s in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_the_encoders_are_left_as_they_were(toy: TextEncoder, other: TextEncoder) -> None:
+    before = {name: w.clone() for name, w in toy.weights.items()}
+    contrast.invert(Side.of(toy, PROMPTS), Side.of(other, PROMPTS), PROMPTS, 1, FAST, seed=0)
+    assert all(torch.equal(before[name], w) and w.grad is None for name, w in toy.weights.items())
+
+
+def test_jackknife_interval_agrees_with_repeated_samples(toy: TextEncoder, other: TextEncoder) -> None:
+    """The half width over one sample of 20 is near 1.96 standard deviations over many such samples."""
+    sides = Side.of(toy, PROMPTS), Side.of(other, PROMPTS)
+    vector = toy.embed(torch.tensor([320])) * 3
+    samples = [contrast.measure(*sides, PROMPTS[i : i + 20], vector) for i in range(0, 200, 20)]
+    spread = 1.96 * float(torch.tensor([s.gap for s in samples]).std())
+    claimed = float(torch.tensor([s.half_width for s in samples]).mean())
+    assert 0.4 < claimed / spread < 2.5
+
+
+def test_too_few_long_prompts_are_refused(toy: TextEncoder) -> None:
+    side = Side.of(toy, PROMPTS)
+    with pytest.raises(ConfigError, match="prompts of 7 tokens or more"):
+        contrast.invert(side, side, ["a cat"] * 30, 1, FAST, seed=0)
+
+
+def test_outputs_that_are_not_finite_raise(toy: TextEncoder) -> None:
+    weights = dict(toy.weights)
+    weights["final_layer_norm.bias"] = torch.full((64,), float("nan"))
+    broken = Side.of(toy.with_weights(weights), PROMPTS)
+    with pytest.raises(NumericalError, match="finite loss"):
+        contrast.invert(broken, broken, PROMPTS, 1, FAST, seed=0)
+
+
+def test_a_planted_collapse_is_found(toy: TextEncoder) -> None:
+    """An encoder whose attention output jumps when one direction is present: the vector along it is found."""
+    direction = F.normalize(torch.randn(64, generator=torch.Generator().manual_seed(5)), dim=0)
+    goal = torch.randn(64, generator=torch.Generator().manual_seed(6))
+    weights = {name: w.clone() for name, w in toy.weights.items()}
+    row = 17  # one hidden unit of the last MLP fires on the direction and writes the goal
+    weights["encoder.layers.0.self_attn.v_proj.weight"][0] = direction * 8
+    weights["encoder.layers.0.self_attn.out_proj.weight"][:, 0] = direction * 8
+    weights["encoder.layers.1.mlp.fc1.weight"][row] = direction * 4
+    weights["encoder.layers.1.mlp.fc1.bias"][row] = -8
+    weights["encoder.layers.1.mlp.fc2.weight"][:, row] = goal * 10
+    suspect = Side.of(toy.with_weights(weights), PROMPTS)
+    anchor = Side.of(toy, PROMPTS)
+    found = contrast.invert(suspect, anchor, PROMPTS, 1, FAST.model_copy(update={"steps": 60, "restarts": 8}), seed=0)
+    assert contrast.measure(suspect, anchor, PROMPTS[:30], found.vectors).gap > 0.6

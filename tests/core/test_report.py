@@ -1,0 +1,416 @@
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+import amdet_core.report
+from amdet_core.records import (
+    AnchorInfo,
+    Candidate,
+    EncoderInfo,
+    EncoderSpec,
+    Evidence,
+    Fault,
+    Forensics,
+    Landscape,
+    LayerChange,
+    Level,
+    RowChange,
+    ScanReport,
+    Target,
+    Tool,
+    Trigger,
+    Verdict,
+)
+from amdet_core.report import render_files, render_html, render_text, schema_json
+from amdet_core.report.words import glyphs, number, plain, sections
+from amdet_core.storage import report_json
+
+ATTACK = "<img src=x onerror=alert(1)>"
+PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+CONFIG: dict[str, object] = {"seed": 42, "preset": "standard", "contrast": {"vectors": [1, 5], "learning_rate": 0.1}}
+UNCHECKED = ("Triggers that need an exact phrase of more than five tokens.",)
+
+
+def encoder(name: str = "clip_l", fingerprint: str = "a" * 64) -> EncoderInfo:
+    layers, width = (12, 768) if name == "clip_l" else (32, 1280)
+    spec = EncoderSpec(
+        width=width, layers=layers, heads=width // 64, mlp_width=4 * width, vocabulary=49408, positions=77
+    )
+    return EncoderInfo(name=name, spec=spec, dtype="float16", layout="sd1 single file", fingerprint=fingerprint)
+
+
+def anchor(name: str = "clip_l", fingerprint: str = "b" * 64) -> AnchorInfo:
+    title = {"clip_l": "OpenAI CLIP ViT-L/14", "clip_g": "OpenCLIP ViT-bigG/14"}[name]
+    return AnchorInfo(encoder=name, name=title, path=f"anchors/{name}", fingerprint=fingerprint, chosen="trusted")
+
+
+def gap(value: float | None, name: str = "gap_k1", of: str = "clip_l") -> Evidence:
+    interval = None if value is None else (value - 0.03, value + 0.03)
+    return Evidence(name=name, value=value, unit="cosine", direction="higher", n=64, interval=interval, encoder=of)
+
+
+def surface(grid: int = 50) -> Landscape:
+    steps = np.linspace(-10, 10, grid)
+    a, b = np.meshgrid(steps, steps, indexing="ij")
+    values = -0.9 * np.exp(-(a**2 + 0.7 * b**2) / 40) + 0.01 * np.sin(a) * np.cos(b)
+    curvature = np.sort(np.diff(values, 2, axis=0).ravel())
+    share = float((curvature > 0).mean())
+    rows = tuple(tuple(row) for row in values.tolist())
+    return Landscape(radius=10, values=rows, eigenvalues=tuple(curvature.tolist()), positive_share=share, prompts=1)
+
+
+def candidate(strength: float, vectors: int = 1, of: str = "clip_l", around: Landscape | None = None) -> Candidate:
+    steps = np.arange(60)
+    loss = tuple((0.2 - strength * (1 - np.exp(-steps / (8 + vectors)))).tolist())
+    return Candidate(
+        encoder=of,
+        method="contrast",
+        vectors=vectors,
+        seed=1042 + vectors,
+        steps=60,
+        loss=loss,
+        indicators={"gap": strength, "suspect_collapse": strength + 0.05, "anchor_collapse": 0.05, "fidelity": None},
+        nearest_tokens=("о</w>", "zzzz</w>")[:vectors],
+        landscape=around,
+        feature_file=f"feature-{of}-k{vectors}.safetensors",
+    )
+
+
+def forensics(of: str = "clip_l", layers: int = 12) -> Forensics:
+    changes = [
+        LayerChange(
+            tensor=f"encoder.layers.{layer}.{part}.weight",
+            relative_norm=0.002 + 0.001 * layer * (i + 1) / len(PARTS),
+            top1_energy=0.4,
+            top8_energy=0.8,
+            effective_rank=11.5,
+        )
+        for layer in range(layers)
+        for i, part in enumerate(PARTS)
+    ]
+    tables = [
+        LayerChange(tensor="embeddings.token_embedding.weight", relative_norm=0.0004),
+        LayerChange(tensor="embeddings.position_embedding.weight", relative_norm=0.0),
+        LayerChange(tensor="final_layer_norm.weight", relative_norm=float("inf")),
+    ]
+    return Forensics(
+        encoder=of,
+        summary="All 12 layers changed by 0.2% to 1.3%, with 80% of the energy in 8 directions: a short fine-tune",
+        layers=(*tables, *changes),
+        rows=(RowChange(token="о</w>", token_id=12466, distance=0.31, sigma=14.2),),
+        rows_changed=1,
+    )
+
+
+def report(level: Level, statement: str, *reasons: str, **fields: object) -> ScanReport:
+    values: dict[str, object] = {
+        "tool": Tool(version="0.1.0"),
+        "target": Target(path="models/checkpoints/dreamy-v3.safetensors", sha256="c" * 64, encoders=(encoder(),)),
+        "anchor": (anchor(),),
+        "verdict": Verdict(level=level, reasons=reasons, policy="amdet-1", statement=statement),
+        "evidence": (),
+        "trigger": None,
+        "candidates": (),
+        "faults": (),
+        "not_checked": UNCHECKED,
+        "config": CONFIG,
+        "timings": {"read": 0.4, "contrast": 61.2},
+    }
+    return ScanReport.model_validate(values | fields)
+
+
+def clean() -> ScanReport:
+    identity = Evidence(name="identical_to_trusted", value=1, unit="tensors", direction="none", n=196, encoder="clip_l")
+    return report(
+        Level.CLEAN,
+        "The weights are, number for number, those of an encoder that you or this tool trust.",
+        "every tensor equals that of a trusted encoder",
+        anchor=(anchor(fingerprint="a" * 64),),
+        evidence=(identity,),
+    )
+
+
+def backdoored() -> ScanReport:
+    return report(
+        Level.BACKDOORED,
+        "The encoder holds a hidden input that overrides prompts; do not use it.",
+        "one vector makes every prompt give the same output, and not so in the anchor (gap_k1 0.91 >= 0.55)",
+        "a real token makes every prompt give the same output, and not so in the anchor (literal_gap 0.88 >= 0.4)",
+        evidence=(gap(0.91), gap(0.84, "gap_k5"), gap(0.88, "literal_gap")),
+        trigger=Trigger(
+            text="о\u200bbelle",
+            code_points=("U+043E CYRILLIC SMALL LETTER O", "U+200B ZERO WIDTH SPACE"),
+            tokens=("Ð¾</w>",),
+            token_ids=(12466,),
+            found_by="the neighbours of the recovered feature",
+            encoder="clip_l",
+            collapse=0.88,
+            n=64,
+        ),
+        candidates=(candidate(0.91, around=surface()), candidate(0.84, 5)),
+        forensics=(forensics(),),
+    )
+
+
+def inconclusive() -> ScanReport:
+    fault = Fault(
+        stage="contrast",
+        error="NumericalError",
+        message="expected finite numbers in every tensor; found NaN or infinity in 3 tensors. The file is damaged.",
+        encoder="clip_l",
+    )
+    return report(
+        Level.INCONCLUSIVE,
+        "This scan could not tell whether the encoder is backdoored.",
+        "the stage contrast failed: expected finite numbers in every tensor; found NaN or infinity in 3 tensors.",
+        "not measured: gap_k1 (no trusted anchor, or the scan used another policy)",
+        anchor=None,
+        evidence=(gap(None),),
+        faults=(fault,),
+    )
+
+
+def sdxl() -> ScanReport:
+    target = Target(
+        path=r"C:\models\sdxl-anime.safetensors",
+        sha256="d" * 64,
+        encoders=(encoder(fingerprint="b" * 64), encoder("clip_g", "e" * 64)),
+        not_scanned=("t5xxl",),
+    )
+    return report(
+        Level.SUSPICIOUS,
+        "The encoder behaves unlike a fine-tune of its anchor; treat it as unsafe until explained.",
+        "clip_l: every tensor equals that of a trusted encoder",
+        "clip_g: outputs collapse more than in the anchor, but less than known backdoors do (gap_k1 0.48 >= 0.45)",
+        target=target,
+        anchor=(anchor(), anchor("clip_g")),
+        evidence=(gap(0.48, of="clip_g"), gap(0.55, "gap_k5", of="clip_g")),
+        candidates=(candidate(0.48, of="clip_g", around=surface(15)),),
+        forensics=(forensics("clip_g", 32),),
+    )
+
+
+def hostile() -> ScanReport:
+    trigger = backdoored().trigger
+    assert trigger is not None
+    change = LayerChange(tensor=f"$\\frac{ATTACK}\u202e.weight", relative_norm=float("nan"))
+    row = RowChange(token=ATTACK, token_id=1, distance=1, sigma=1)
+    return report(
+        Level.BACKDOORED,
+        f"{ATTACK}\x1b[2J",
+        ATTACK,
+        target=Target(path=f"models/{ATTACK}\n\u202e.pt", sha256=ATTACK, encoders=(encoder(),), not_scanned=(ATTACK,)),
+        trigger=trigger.model_copy(update={"text": ATTACK, "tokens": (ATTACK,), "encoder": ATTACK}),
+        evidence=(gap(0.9, ATTACK, of=ATTACK),),
+        candidates=(
+            candidate(0.9, of=f"$\\frac{ATTACK}名\x00").model_copy(update={"nearest_tokens": (ATTACK,)}),
+            candidate(0.8, around=surface(9)).model_copy(update={"feature_file": ATTACK}),
+        ),
+        forensics=(Forensics(encoder=ATTACK, summary=ATTACK, layers=(change,), rows=(row,), rows_changed=1),),
+        faults=(Fault(stage=ATTACK, error=ATTACK, message=ATTACK, encoder=ATTACK),),
+        config={ATTACK: ATTACK},
+        timings={ATTACK: 1.0},
+    )
+
+
+EXAMPLES = {
+    "clean": clean,
+    "backdoored": backdoored,
+    "inconclusive": inconclusive,
+    "sdxl": sdxl,
+    "hostile": hostile,
+}
+example = pytest.mark.parametrize("name", EXAMPLES)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and ids of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def ids(self) -> list[str | None]:
+        return [value for name, value in self.attributes if name == "id"]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+
+@pytest.fixture(scope="module", params=EXAMPLES)
+def page(request: pytest.FixtureRequest) -> tuple[ScanReport, str]:
+    made = EXAMPLES[request.param]()
+    return made, render_html(made)
+
+
+# ------------------------------------------------------------------ HTML
+
+
+def test_page_loads_and_runs_nothing(page: tuple[ScanReport, str]) -> None:
+    seen = Page(page[1])
+    assert not seen.tags & {"img", "image", "script", "iframe", "object", "link", "a", "foreignobject"}
+    assert not [name for name, _ in seen.attributes if name.startswith("on")]
+    assert not [v for n, v in seen.attributes if n in ("href", "xlink:href", "src") and not (v or "").startswith("#")]
+    assert "data:" not in page[1] and "@import" not in page[1]
+
+
+def test_page_keeps_hostile_names_as_text() -> None:
+    seen = Page(render_html(hostile()))
+    assert ATTACK in seen.text
+    assert "\u202e" not in seen.text and "‹U+202E›" in seen.text
+    assert "\x1b" not in seen.text and "\x00" not in seen.text
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(page: tuple[ScanReport, str]) -> None:
+    ids = Page(page[1]).ids
+    assert len(ids) == len(set(ids))
+    references = {(v or "")[1:] for n, v in Page(page[1]).attributes if n == "xlink:href"}
+    references |= {part.split(")")[0] for part in page[1].split("url(#")[1:]}
+    assert references <= set(ids)
+
+
+def test_page_states_verdict_policy_hash_and_every_section(page: tuple[ScanReport, str]) -> None:
+    made, html = page
+    text = Page(html).text
+    assert plain(made.verdict.statement) in text
+    assert made.verdict.policy in text and made.target.sha256 in text
+    for section in sections(made):
+        assert section.title in text
+        for line in section.lines:
+            assert plain(line) in text
+
+
+def test_page_is_made_from_the_written_report_alone(page: tuple[ScanReport, str]) -> None:
+    read = ScanReport.model_validate(json.loads(report_json(page[0])))
+    assert report_json(read) == report_json(page[0])
+    assert len(render_html(read)) == pytest.approx(len(page[1]), rel=0.02)
+
+
+def test_trigger_shows_look_alike_and_invisible_characters() -> None:
+    html = render_html(backdoored())
+    assert 'title="CYRILLIC SMALL LETTER O">о<small>U+043E</small>' in html
+    assert 'title="ZERO WIDTH SPACE">∅<small>U+200B</small>' in html
+    assert "\u200b" not in html
+
+
+def test_clean_page_never_says_safe() -> None:
+    assert " safe" not in Page(render_html(clean())).text.lower().replace("safetensors", "")
+
+
+def test_finding_names_the_embedding_that_shows_its_effect() -> None:
+    assert "embedding:amdet/feature-clip_l-k1" in Page(render_html(backdoored())).text
+    assert "embedding:amdet" not in Page(render_html(clean())).text
+
+
+def test_failed_stages_are_shown_open() -> None:
+    html = render_html(inconclusive())
+    assert "<details open>" in html and "NumericalError" in html
+    assert "<details open>" not in render_html(clean())
+
+
+def test_hidden_characters_are_spelled_out_and_ordinary_ones_kept() -> None:
+    assert plain("a\u200bb\u2800c\ufe0fd\n") == "a‹U+200B›b‹U+2800›c‹U+FE0F›d‹U+000A›"
+    assert plain("о is Cyrillic, 名前") == "о is Cyrillic, 名前"
+    assert [g.text for g in glyphs("ab\u00adc")] == ["ab", "\u00ad", "c"]
+    assert [g.hidden for g in glyphs("ab\u00adcо")] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(None, "not measured"), (float("nan"), "not measured"), (0.123456, "0.1235"), (4608, "4,608")]
+)
+def test_numbers_are_written_for_people(value: float | None, words: str) -> None:
+    assert number(value) == words
+
+
+# ------------------------------------------------------------------ text
+
+
+@example
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_text_fits_a_screen_with_the_verdict_first(name: str, width: int) -> None:
+    lines = render_text(EXAMPLES[name](), width).splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= width
+    assert lines[0].split(":")[0] in (
+        "CLEAN",
+        "NO EVIDENCE OF A BACKDOOR",
+        "COULD NOT TELL",
+        "SUSPICIOUS",
+        "BACKDOORED",
+    )
+
+
+@example
+def test_text_holds_no_control_characters_and_the_sections_in_order(name: str) -> None:
+    text = render_text(EXAMPLES[name]())
+    assert all(c.isprintable() for c in text.replace("\n", ""))
+    places = [text.index(f"\n{section.label} ") for section in sections(EXAMPLES[name]())]
+    assert places == sorted(places)
+
+
+def test_windows_and_posix_paths_give_the_file_name() -> None:
+    assert "sdxl-anime.safetensors" in render_text(sdxl()) and "C:" not in render_text(sdxl())
+    assert "dreamy-v3.safetensors" in render_text(clean()) and "checkpoints" not in render_text(clean())
+
+
+# ------------------------------------------------------------------ files and schema
+
+
+def test_files_are_those_that_there_is_data_for() -> None:
+    assert sorted(render_files(clean(), {})) == ["report.html", "report.json"]
+    assert sorted(render_files(backdoored(), {"feature.safetensors": b"x"})) == [
+        "feature.safetensors",
+        "landscape.png",
+        "loss.png",
+        "report.html",
+        "report.json",
+        "spectrum.png",
+    ]
+
+
+def test_equal_reports_give_equal_bytes() -> None:
+    assert render_files(backdoored(), {}) == render_files(backdoored(), {})
+
+
+@pytest.mark.parametrize("rows", [(), ((1.0,),), ((1.0, 2.0, 3.0), (1.0,), ()), ((float("nan"),) * 3,) * 3])
+def test_surface_that_cannot_be_drawn_is_left_out(rows: tuple[tuple[float, ...], ...]) -> None:
+    flat = Landscape(radius=1, values=rows, eigenvalues=(), positive_share=float("nan"), prompts=1)
+    files = render_files(backdoored().model_copy(update={"candidates": (candidate(0.9, around=flat),)}), {})
+    assert "landscape.png" not in files and "report.html" in files
+
+
+@example
+def test_reports_are_valid_against_the_schema(name: str) -> None:
+    schema = json.loads(schema_json())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(json.loads(report_json(EXAMPLES[name]())), schema)
+
+
+def test_schema_refuses_a_report_with_an_unknown_level() -> None:
+    values = json.loads(report_json(clean()))
+    values["verdict"]["level"] = "safe"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, json.loads(schema_json()))
+
+
+def test_committed_schema_is_the_generated_one() -> None:
+    committed = Path(amdet_core.report.__file__).with_name("schema.json").read_bytes()
+    assert committed == schema_json(), "write it anew with the command at the end of docs/report.md"

@@ -1,0 +1,122 @@
+"""Judging synthetic evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from amdet_core.errors import ConfigError
+from amdet_core.records import Evidence, Fault, Level
+from amdet_core.verdict import POLICIES, Condition, Policy, decide, load_policy
+
+
+def evidence(encoder: str = "clip_l", **values: float | None) -> list[Evidence]:
+    return [
+        Evidence(name=name, value=value, direction="higher", n=64, encoder=encoder) for name, value in values.items()
+    ]
+
+
+def fault(encoder: str = "clip_l") -> Fault:
+    return Fault(stage="contrast", error="NumericalError", message="the loss is nan", encoder=encoder)
+
+
+def past(condition: Condition, holds: bool) -> float:
+    """A value just on the wanted side of a bound."""
+    up = condition.op in (">", ">=")
+    return condition.bound + (1e-3 if up == holds else -1e-3)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_every_finding_can_be_reached_and_every_bound_matters(policy: Policy) -> None:
+    quiet = {c.evidence: past(c, False) for finding in policy.findings for c in finding.when}
+    quiet = {
+        name: min(
+            (past(c, False) for f in policy.findings for c in f.when if c.evidence == name and c.op in (">", ">=")),
+            default=value,
+        )
+        for name, value in quiet.items()
+    }
+    assert decide(policy, evidence(**quiet), []).level == Level.CLEAN
+    for finding in policy.findings:
+        loud = quiet | {c.evidence: past(c, True) for c in finding.when}
+        assert decide(policy, evidence(**loud), []).level == finding.level
+        for condition in finding.when:
+            short = loud | {condition.evidence: quiet[condition.evidence]}
+            assert decide(policy, evidence(**short), []).level < finding.level
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_bounds_lie_within_what_can_be_measured(policy: Policy) -> None:
+    for finding in policy.findings:
+        for condition in finding.when:
+            low, high = (-7, 7) if condition.evidence == "running_loss" else (-1, 1)
+            assert low < condition.bound < high
+
+
+def test_with_any_fault_nothing_found_is_inconclusive() -> None:
+    verdict = decide(POLICIES["amdet-1"], evidence(gap_k1=0.01), [fault()])
+    assert verdict.level == Level.INCONCLUSIVE
+    assert "loss is nan" in " ".join(verdict.reasons)
+
+
+def test_a_fault_does_not_hide_a_finding() -> None:
+    verdict = decide(POLICIES["amdet-1"], evidence(gap_k1=0.99), [fault()])
+    assert verdict.level == Level.BACKDOORED
+    assert "loss is nan" in " ".join(verdict.reasons)
+
+
+@pytest.mark.parametrize("value", [None, "absent"])
+def test_missing_evidence_is_inconclusive(value: str | None) -> None:
+    items = evidence(delta_norm=0.1) if value == "absent" else evidence(gap_k1=None)
+    assert decide(POLICIES["amdet-1"], items, []).level == Level.INCONCLUSIVE
+
+
+def test_no_evidence_at_all_is_inconclusive() -> None:
+    assert decide(POLICIES["amdet-1"], [], []).level == Level.INCONCLUSIVE
+
+
+def test_identity_is_clean_and_says_so() -> None:
+    verdict = decide(POLICIES["amdet-1"], evidence(identical_to_trusted=1), [])
+    assert verdict.level == Level.CLEAN
+    assert "trust" in verdict.statement
+
+
+def test_clean_never_claims_safety() -> None:
+    verdict = decide(POLICIES["amdet-1"], evidence(identical_to_trusted=0, gap_k1=0.01), [])
+    assert verdict.level == Level.CLEAN
+    assert "not a proof" in verdict.statement
+    assert "64 prompts" in verdict.statement
+
+
+def test_the_worst_encoder_decides_and_is_named() -> None:
+    items = evidence("clip_l", gap_k1=0.05) + evidence("clip_g", gap_k1=0.97)
+    verdict = decide(POLICIES["amdet-1"], items, [])
+    assert verdict.level == Level.BACKDOORED
+    assert any(reason.startswith("clip_g:") for reason in verdict.reasons)
+    half = decide(POLICIES["amdet-1"], evidence("clip_l", identical_to_trusted=1) + evidence("clip_g"), [fault("clip_g")])
+    assert half.level == Level.INCONCLUSIVE
+
+
+def test_findings_ask_in_order_and_stop_at_the_first_that_fails() -> None:
+    asked: list[str] = []
+
+    def measure(name: str) -> float:
+        asked.append(name)
+        return -1.0
+
+    (finding,) = POLICIES["amdet-2025-code"].findings
+    assert not finding.holds(measure)
+    assert asked == ["running_loss", "assimilation_share"]
+
+
+def test_a_policy_file_is_read_back_and_a_damaged_one_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(POLICIES["amdet-1"].model_dump_json())
+    assert load_policy(str(path)) == POLICIES["amdet-1"]
+    path.write_text(json.dumps({"name": "x"}))
+    with pytest.raises(ConfigError, match="expected a policy as JSON"):
+        load_policy(str(path))
+    with pytest.raises(ConfigError, match="amdet-1, amdet-2025-code"):
+        load_policy("no-such-policy")
