@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import click
 import typer
@@ -40,12 +40,16 @@ app.add_typer(attack_app, name="attack")
 
 
 class Preset(str, Enum):
+    """How much work a scan does."""
+
     quick = "quick"
     standard = "standard"
     thorough = "thorough"
 
 
 class Device(str, Enum):
+    """Where to compute."""
+
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
@@ -53,11 +57,15 @@ class Device(str, Enum):
 
 
 class Format(str, Enum):
+    """What is printed."""
+
     text = "text"
     json = "json"
 
 
 class Layout(str, Enum):
+    """Key layouts in which encoders are written."""
+
     hf = "hf"
     comfyui = "comfyui"
     sd1 = "sd1"
@@ -90,9 +98,7 @@ def placement(trigger: str, mode: str, seed: int) -> Callable[[str], str]:
     return lambda prompt: place.put(trigger, prompt, generator)
 
 
-def scan_to(
-    path: Path, folder: Path, place_trigger: Callable[[str], str] | None = None, **settings: Any
-) -> ScanReport:
+def scan_to(path: Path, folder: Path, place_trigger: Callable[[str], str] | None = None, **settings: Any) -> ScanReport:
     """Scan a target and publish the report's files in a folder."""
     from .jobs import Job, run_job
     from .storage import check_writable, publish
@@ -109,17 +115,19 @@ def scan_to(
 def scan(
     path: Annotated[Path, typer.Argument(help="file or folder with a text encoder, checkpoints included")],
     anchor: Annotated[str, typer.Option(help="trusted encoder to compare with: a path, auto or none")] = "auto",
-    prompts: Annotated[Optional[Path], typer.Option(help="prompts, one per line, UTF-8 [default: built in]")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="prompts, one per line, UTF-8 [default: built in]")] = None,
     preset: Annotated[Preset, typer.Option(help="how much work")] = Preset.standard,
     policy: Annotated[str, typer.Option(help="how to judge: a name or a file")] = "amdet-1",
     device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
     seed: Annotated[int, typer.Option(help="of every random choice", min=0)] = 42,
-    out: Annotated[Optional[Path], typer.Option(help="folder of the report [default: amdet-report/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the report [default: amdet-report/NAME]")] = None,
     form: Annotated[Format, typer.Option("--format", help="what to print: text, or the report alone")] = Format.text,
     known_trigger: Annotated[
-        Optional[str], typer.Option(help="a trigger that you know, to measure how well it is recovered (eq. 29)")
+        str | None, typer.Option(help="a trigger that you know, to measure how well it is recovered (eq. 29)")
     ] = None,
-    trigger_mode: Annotated[str, typer.Option(help="how it stands in a prompt: prefix, insert or replace:X")] = "prefix",
+    trigger_mode: Annotated[
+        str, typer.Option(help="how it stands in a prompt: prefix, insert or replace:X")
+    ] = "prefix",
 ) -> None:
     """Find out whether a text encoder is backdoored, with what, and how sure that is."""
     folder = out or Path("amdet-report") / path.absolute().name
@@ -163,7 +171,7 @@ def judge(
 @trust_app.command("add")
 def trust_add(
     path: Annotated[Path, typer.Argument(help="file or folder with text encoders that you trust")],
-    name: Annotated[Optional[str], typer.Option(help="name to remember it by [default: the file's]")] = None,
+    name: Annotated[str | None, typer.Option(help="name to remember it by [default: the file's]")] = None,
 ) -> None:
     """Trust the encoders of a file: recognise them anywhere, and compare others with them."""
     from .anchors import vouch
@@ -178,7 +186,9 @@ def trust_list() -> None:
     from .anchors import trusted
 
     for entry in trusted(trust_store()):
-        sys.stdout.write(f"{entry.name}\t{entry.spec.summary}\t{entry.source}\t{entry.fingerprint[:12]}\t{entry.path or '-'}\n")
+        sys.stdout.write(
+            f"{entry.name}\t{entry.spec.summary}\t{entry.source}\t{entry.fingerprint[:12]}\t{entry.path or '-'}\n"
+        )
 
 
 @trust_app.command("remove")
@@ -198,7 +208,7 @@ def pocket_export(
     """Write the pocket encoders clean, backdoored and benign as ordinary files."""
     from . import pocket
 
-    for path in pocket.export(directory, layout.value):
+    for path in pocket.export(directory, layout.value).values():
         sys.stdout.write(f"{path}\n")
 
 
@@ -211,9 +221,9 @@ def attack_text_on_text(
     trigger_mode: Annotated[str, typer.Option(help="replace:o, replace:o:1, prefix or insert")] = "replace:o",
     steps: Annotated[int, typer.Option(help="optimiser steps", min=1)] = 100,
     seed: Annotated[int, typer.Option(help="of every random choice", min=0)] = 42,
-    prompts: Annotated[Optional[Path], typer.Option(help="prompts to train on [default: built in]")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="prompts to train on [default: built in]")] = None,
     layout: Annotated[
-        Optional[Layout], typer.Option(help="file layout [default: hf for a folder, comfyui for a file]")
+        Layout | None, typer.Option(help="file layout [default: hf for a folder, comfyui for a file]")
     ] = None,
 ) -> None:
     """Make every prompt with the trigger read as the target (Rickrolling, AMDET eqs. 1-3)."""
@@ -231,8 +241,9 @@ def attack_text_on_text(
         injection = interruptible(
             lambda progress: inject(found, trigger, target, texts, config, trigger_mode, progress), line
         )
-    chosen = layout.value if layout else ("comfyui" if out.suffix == ".safetensors" else "hf")
-    formats.write_encoder(injection.patch.apply(found), out, chosen, metadata=dict(injection.patch.provenance))
+    chosen = layout or (Layout.comfyui if out.suffix == ".safetensors" else Layout.hf)
+    attacked = injection.patch.apply(found)
+    formats.write_encoder(attacked, out, chosen.value, metadata=dict(injection.patch.provenance))
     done = injection.report
     sys.stdout.write(
         f"written: {out}\nattack success {done.asr:.1%} of {done.n} held-out prompts (before: {done.asr_before:.1%}), "
@@ -247,8 +258,12 @@ def demo(
     """Scan the three pocket encoders: a backdoored one, an honest fine-tune, and the clean original."""
     from . import pocket
 
-    folders = dict(zip(pocket.NAMES, pocket.export(out / "encoders", "hf"), strict=True))
-    expected = {"backdoored": Level.BACKDOORED, "benign": Level.CLEAN, "clean": Level.CLEAN}
+    folders = pocket.export(out / "encoders", "hf")
+    expected: dict[pocket.Name, Level] = {
+        "backdoored": Level.BACKDOORED,
+        "benign": Level.CLEAN,
+        "clean": Level.CLEAN,
+    }
     surprises = 0
     for name, level in expected.items():
         report = scan_to(folders[name], out / name)

@@ -68,6 +68,7 @@ class Collapse:
 
     @property
     def gap(self) -> float:
+        """How much more the suspect collapses than the anchor."""
         return self.suspect - self.anchor
 
 
@@ -80,6 +81,7 @@ class Side:
 
     @classmethod
     def of(cls, encoder: TextEncoder, prompts: Sequence[str]) -> Side:
+        """Centre an encoder on its first clean prompts."""
         return cls(encoder, encoder.encode(prompts[:CENTRE_PROMPTS]).mean(0))
 
 
@@ -99,6 +101,7 @@ class Tails:
 
     @classmethod
     def of(cls, suspect: Side, anchor: Side, ids: Tensor, weight: float = 1.0) -> Tails:
+        """Run both encoders over cut prompts ``(N, T)``."""
         return cls((suspect, _prefix(suspect.encoder, ids)), (anchor, _prefix(anchor.encoder, ids)), weight)
 
     def collapses(
@@ -148,8 +151,7 @@ def invert(
     tails = Tails.of(suspect, anchor, ids, config.anchor_weight if count == 1 else config.anchor_weight_long)
     table = suspect.encoder.weights[TOKEN_TABLE]
     typical = float(table.norm(dim=-1).median())
-    start = torch.randint(len(suspect.encoder.tokenizer) - 2, (config.restarts, count), generator=generator)
-    vectors = suspect.encoder.embed(start.to(table.device)).detach().clone().requires_grad_()
+    vectors = _start(tails, suspect.encoder, count, config, generator).requires_grad_()
     optimizer = torch.optim.Adam([vectors], lr=config.learning_rate * typical / math.sqrt(table.shape[1]))
     history: list[Tensor] = []
     for step in range(config.steps):
@@ -158,20 +160,35 @@ def invert(
         loss, gaps = -own + tails.weight * other, (own - other).detach()
         history.append(_finite(loss.detach(), step))
         progress(f"contrast k={count}", step + 1, config.steps, {"gap": float(gaps.max())})
-        if float(gaps.max()) > config.enough:
+        if float(gaps.max()) > config.enough and float(_gaps(tails, vectors).max()) > config.enough:
             break
         optimizer.zero_grad()
-        loss.sum().backward()  # type: ignore[no-untyped-call]
+        loss.sum().backward()
         optimizer.step()
         with torch.no_grad():
             norms = vectors.norm(dim=-1, keepdim=True)
             vectors.mul_((config.norm_cap * typical / norms).clamp(max=1))
-    final = vectors.detach()
-    with torch.no_grad():
-        own, other = tails.collapses(final, rows=torch.arange(min(len(ids), SELECT_PROMPTS), device=final.device))
-    gaps = own - other
+    gaps = _gaps(tails, vectors)
     best = int(gaps.argmax())
-    return Found(final[best].clone(), tuple(float(row[best]) for row in history), gaps.cpu())
+    return Found(vectors.detach()[best].clone(), tuple(float(row[best]) for row in history), gaps.cpu())
+
+
+@torch.no_grad()
+def _gaps(tails: Tails, vectors: Tensor) -> Tensor:
+    """Gap of each candidate on more prompts than a step has, ``(R)``: six can agree by chance."""
+    count = min(SELECT_PROMPTS, tails.suspect[1].keys[0].shape[0])
+    own, other = tails.collapses(vectors, rows=torch.arange(count, device=vectors.device))
+    return own - other
+
+
+def _start(
+    tails: Tails, encoder: TextEncoder, count: int, config: ContrastConfig, generator: torch.Generator
+) -> Tensor:
+    """Embeddings ``(R, K, D)`` of real tokens: the most promising of many random draws."""
+    draws = torch.randint(len(encoder.tokenizer) - 2, (config.draws * config.restarts, count), generator=generator)
+    embeds = encoder.embed(draws.to(encoder.device)).detach()
+    gaps = torch.cat([_gaps(tails, chunk) for chunk in embeds.split(64)])
+    return embeds[gaps.argsort(descending=True)[: config.restarts]].clone()
 
 
 def measure(
@@ -219,16 +236,12 @@ def _mean_pair(unit: Tensor) -> float:
 def _jackknife(own: Tensor, other: Tensor) -> float:
     """Standard error of the difference of two mean pairwise cosines over the same prompts."""
     n = len(own)
-    left_out = torch.stack(
-        [((u.sum(0) - u).square().sum(-1) - (n - 1)) / ((n - 1) * (n - 2)) for u in (own, other)]
-    )
+    left_out = torch.stack([((u.sum(0) - u).square().sum(-1) - (n - 1)) / ((n - 1) * (n - 2)) for u in (own, other)])
     difference = left_out[0] - left_out[1]
     return float(((n - 1) / n * (difference - difference.mean()).square().sum()).sqrt())
 
 
-def cut(
-    encoder: TextEncoder, prompts: Sequence[str], config: ContrastConfig, generator: torch.Generator
-) -> Tensor:
+def cut(encoder: TextEncoder, prompts: Sequence[str], config: ContrastConfig, generator: torch.Generator) -> Tensor:
     """BOS and the first tokens of up to ``pool`` prompts that have enough of them, ``(N, 1 + prompt_tokens)``.
 
     Raises:

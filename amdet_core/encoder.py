@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import EncoderError, NumericalError
+from .errors import ConfigError, EncoderError, NumericalError
 from .records import EncoderSpec
 from .tokenizer import ClipTokenizer, TokenBatch
 
@@ -86,6 +86,7 @@ class Prefix:
 
     @property
     def length(self) -> int:
+        """Positions P that are shared."""
         return self.keys[0].shape[-2]
 
 
@@ -127,10 +128,12 @@ class TextEncoder:
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return self.weights[TOKEN_TABLE].device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of its weights."""
         return self.weights[TOKEN_TABLE].dtype
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> TextEncoder:
@@ -143,7 +146,7 @@ class TextEncoder:
 
     def check_finite(self) -> None:
         """Raise NumericalError when any weight is NaN or infinite."""
-        bad = [name for name, w in self.weights.items() if not bool(torch.isfinite(w).all())]
+        bad = [name for name, w in self.weights.items() if not bool(torch.isfinite(w.to(torch.float32)).all())]
         if bad:
             raise NumericalError(
                 expected="finite numbers in every tensor",
@@ -225,9 +228,7 @@ class TextEncoder:
     def tokens(self, prompts: Sequence[str], *, pad_to_context: bool = False) -> TokenBatch:
         """Token ids of prompts on this encoder's device, padded to the longest or to all positions."""
         length = self.spec.positions if pad_to_context or self.spec.pooling == "last" else None
-        batch = self.tokenizer.batch(
-            prompts, limit=self.spec.positions, pad=self.spec.pad_id, length=length
-        )
+        batch = self.tokenizer.batch(prompts, limit=self.spec.positions, pad=self.spec.pad_id, length=length)
         return batch.to(self.device)
 
     def states(self, batch: TokenBatch) -> Tensor:
@@ -240,7 +241,12 @@ class TextEncoder:
 
         Prompts run in batches of similar length: under a causal mask padding behind EOS cannot change
         the pooled state, so it is not computed.
+
+        Raises:
+            ConfigError: no prompts were given.
         """
+        if not prompts:
+            raise ConfigError("at least one prompt", "none", "Give prompts, or use the built-in set.")
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         pooled: list[Tensor] = []
         for start in range(0, len(order), batch_size):
@@ -275,12 +281,14 @@ class TextEncoder:
         keys, values = (k, v) if past is None else (torch.cat((past[0], k), -2), torch.cat((past[1], v), -2))
         mixed = attention(q, keys, values, mask).transpose(1, 2).flatten(-2)
         x = x + self._linear(f"{prefix}.self_attn.out_proj", mixed)
-        inner = activation(self.spec.activation, self._linear(f"{prefix}.mlp.fc1", self._norm(f"{prefix}.layer_norm2", x)))
+        inner = activation(
+            self.spec.activation, self._linear(f"{prefix}.mlp.fc1", self._norm(f"{prefix}.layer_norm2", x))
+        )
         return x + self._linear(f"{prefix}.mlp.fc2", inner), k, v
 
     def _heads(self, x: Tensor) -> Tensor:
         """``(N, T, D)`` -> ``(N, H, T, D // H)``."""
-        return x.unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], self.spec.heads, -1).transpose(1, 2)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -290,8 +298,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     several times slower at these lengths.
     """
     if q.device.type != "cpu" or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        fused: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return fused
+    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores + mask
     return scores.softmax(-1) @ v

@@ -1,10 +1,10 @@
 """The errors of the library, one small tree.
 
-    AmdetError
-    ├── ConfigError      a setting, a prompt file, a policy or an argument is not usable
-    ├── EncoderError     a file holds no text encoder that can be scanned, or not the one that was asked for
-    ├── NumericalError   weights or results are not finite, or an optimisation diverged
-    └── StorageError     something could not be read from or written to disk
+AmdetError
+├── ConfigError      a setting, a prompt file, a policy or an argument is not usable
+├── EncoderError     a file holds no text encoder that can be scanned, or not the one that was asked for
+├── NumericalError   weights or results are not finite, or an optimisation diverged
+└── StorageError     something could not be read from or written to disk
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from .tokenizer import ClipTokenizer
 VERIFIED = 4
 """Leads that are verified on whole held-out prompts, the best by the cheap score."""
 
-INDICATORS: Mapping[str, tuple[str, str]] = {
+INDICATORS: Mapping[str, tuple[str, Literal["higher", "lower"]]] = {
     "running_loss": ("loss", "lower"),
     "assimilation": ("cosine", "higher"),
     "assimilation_share": ("share of prompts", "higher"),
@@ -47,7 +48,7 @@ def identity(matches: bool, encoder: str, tensors: int) -> Evidence:
 def published(indicators: Mapping[str, float], n: int, encoder: str) -> list[Evidence]:
     """The indicators of the published inversion as evidence."""
     return [
-        Evidence(name=name, value=indicators[name], unit=unit, direction=direction, n=n, encoder=encoder)  # type: ignore[arg-type]
+        Evidence(name=name, value=indicators[name], unit=unit, direction=direction, n=n, encoder=encoder)
         for name, (unit, direction) in INDICATORS.items()
         if name in indicators
     ]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from safetensors.torch import save
 from torch import Tensor
 
 from .records import Candidate
 
-PSEUDO_TRIGGER = "pseudo-trigger.safetensors"
 FORMAT = "amdet-feature-1"
 
 
@@ -60,7 +59,7 @@ def _embedding_key(encoder: str) -> str:
     return "clip_l" if encoder == "text_encoder" else encoder
 
 
-def _save(tensors: dict[str, Tensor], about: dict[str, object]) -> bytes:
+def _save(tensors: dict[str, Tensor], about: Mapping[str, object]) -> bytes:
     # One metadata entry: with several, their order in the file would not be the same every time.
     plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     return bytes(save(plain, metadata={"amdet": json.dumps(about)}))

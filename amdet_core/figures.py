@@ -143,7 +143,7 @@ def weight_changes(forensics: Forensics) -> Figure:
     _cells(layers, grid, top)
     shades = _cells(rest, column, top)
     layers.set_yticks(np.arange(len(_PARTS)) + 0.5, [part.replace("_", " ") for part in _PARTS])
-    layers.set_xticks(np.arange(depth) + 0.5, [str(i + 1) if _every(i, depth) else "" for i in range(depth)])
+    layers.set_xticks(np.arange(depth) + 0.5, [str(i) if _every(i, depth) else "" for i in range(depth)])
     rest.set_yticks(np.arange(len(column)) + 0.5, [_short(change) for change in others] or [""], parse_math=False)
     rest.set_xticks([])
     bar = figure.colorbar(shades, ax=(layers, rest), pad=0.02)
@@ -156,10 +156,12 @@ def weight_changes(forensics: Forensics) -> Figure:
 
 
 def _cells(axes: Axes, values: NDArray[Any], top: float) -> Any:
+    from matplotlib import colormaps
+
     axes.set_facecolor(GRID)
-    shades = axes.pcolormesh(
-        np.ma.masked_invalid(values), vmin=0, vmax=top, cmap="YlGnBu", edgecolors=CARD, linewidth=0.5
-    )
+    steps = colormaps["YlGnBu"].resampled(12)  # the colour bar of the SVG has a path for each
+    shown = np.ma.masked_invalid(values)
+    shades = axes.pcolormesh(shown, vmin=0, vmax=top, cmap=steps, edgecolors=CARD, linewidth=0.5)
     axes.invert_yaxis()
     return shades
 
@@ -254,7 +256,7 @@ def _name(candidate: Candidate) -> str:
 
 def _ascii(text: str) -> str:
     """What every font can draw: names may come from a stranger's report."""
-    return text.encode("ascii", "backslashreplace").decode("ascii")[:40]
+    return text.encode("unicode_escape").decode("ascii")[:40]
 
 
 def _percent(share: float) -> str:

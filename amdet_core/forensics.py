@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ from .progress import Progress, silent
 from .records import Evidence, Forensics, LayerChange, RowChange
 from .tokenizer import ClipTokenizer
 
-CASTS = {
+CASTS: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float8_e4m3fn": torch.float8_e4m3fn,
@@ -60,14 +61,12 @@ class _Change:
 
     Attributes:
         layer: the record.
-        equal: every value is the anchor's own, without any rounding.
-        cast: precision to which the anchor's tensor was rounded before comparing, or None.
-        rank: directions that hold nearly all of the change; None for what is no matrix or has not changed.
+        cast: precision to which the anchor's tensor was rounded before comparing; None for its own values.
+        rank: directions that hold nearly all of the change; None for what is no matrix.
         low: whether that rank is low for the matrix.
     """
 
     layer: LayerChange
-    equal: bool
     cast: str | None
     rank: int | None
     low: bool
@@ -98,14 +97,17 @@ def compare(
         NumericalError: either holds a weight that is NaN or infinite.
     """
     names = _shared(suspect, anchor)
+    suspect, anchor = suspect.to("cpu"), anchor.to("cpu")
     suspect.check_finite()
     anchor.check_finite()
-    changes, moved, count = [], (), 0
+    changes: list[_Change] = []
+    moved: tuple[RowChange, ...] = ()
+    count = 0
     for done, name in enumerate(names, start=1):
-        ours, theirs = _plain(suspect.weights[name]), _plain(anchor.weights[name])
+        ours, theirs = suspect.weights[name], anchor.weights[name]
         reference, cast = _reference(ours, theirs)
         delta = ours - reference
-        changes.append(_change(name, delta, theirs, torch.equal(ours, theirs), cast))
+        changes.append(_change(name, delta, theirs, cast))
         if name == TOKEN_TABLE:
             moved, count = _rows(delta, theirs, suspect.tokenizer, rows)
         progress("forensics", done, len(names))
@@ -124,11 +126,10 @@ def distance(a: TextEncoder, b: TextEncoder) -> float:
     Raises:
         EncoderError: the two have different tensors.
     """
-    difference = total = 0.0
-    for name in _shared(a, b):
-        ours, theirs = _plain(a.weights[name]), _plain(b.weights[name])
-        difference += _norm(ours - theirs) ** 2
-        total += _norm(theirs) ** 2
+    names = _shared(a, b)
+    a, b = a.to("cpu"), b.to("cpu")
+    difference = sum(_norm(a.weights[name] - b.weights[name]) ** 2 for name in names)
+    total = sum(_norm(b.weights[name]) ** 2 for name in names)
     return _ratio(math.sqrt(difference), math.sqrt(total))
 
 
@@ -145,17 +146,11 @@ def evidence(forensics: Forensics) -> tuple[Evidence, ...]:
 
     return (
         measured("delta_norm", _mean(norms), len(norms), "share of norm"),
-        measured(
-            "delta_top1_energy", _mean(x.top1_energy for x in spectra), len(spectra), "share of energy", "higher"
-        ),
-        measured(
-            "delta_top8_energy", _mean(x.top8_energy for x in spectra), len(spectra), "share of energy", "higher"
-        ),
+        measured("delta_top1_energy", _mean(x.top1_energy for x in spectra), len(spectra), "share of energy", "higher"),
+        measured("delta_top8_energy", _mean(x.top8_energy for x in spectra), len(spectra), "share of energy", "higher"),
         measured("delta_effective_rank", _mean(x.effective_rank for x in spectra), len(spectra), "directions"),
         measured("token_rows_changed", float(forensics.rows_changed), forensics.rows_changed, "tokens"),
-        measured(
-            "token_row_sigma", max(sigmas) if sigmas else None, forensics.rows_changed, "robust sigma", "higher"
-        ),
+        measured("token_row_sigma", max(sigmas) if sigmas else None, forensics.rows_changed, "robust sigma", "higher"),
     )
 
 
@@ -177,10 +172,6 @@ def _shared(suspect: TextEncoder, anchor: TextEncoder) -> list[str]:
         )
     both = anchor.weights
     return [name for name, w in suspect.weights.items() if name in both and both[name].shape == w.shape]
-
-
-def _plain(w: Tensor) -> Tensor:
-    return w.detach().to("cpu", torch.float32)
 
 
 def rounded(w: Tensor, cast: str) -> Tensor:
@@ -207,11 +198,12 @@ def _reference(ours: Tensor, theirs: Tensor) -> tuple[Tensor, str | None]:
     return best
 
 
-def _change(name: str, delta: Tensor, anchor: Tensor, equal: bool, cast: str | None) -> _Change:
+def _change(name: str, delta: Tensor, anchor: Tensor, cast: str | None) -> _Change:
     norm = _norm(delta)
     relative = _ratio(norm, _norm(anchor))
-    if delta.dim() != 2 or name in (TOKEN_TABLE, POSITION_TABLE) or norm == 0:
-        return _Change(LayerChange(tensor=name, relative_norm=relative), equal, cast, None, False)
+    matrix = delta.dim() == 2 and name not in (TOKEN_TABLE, POSITION_TABLE)
+    if not matrix or norm == 0:
+        return _Change(LayerChange(tensor=name, relative_norm=relative), cast, 0 if matrix else None, False)
     energy = _spectrum(delta)
     present = energy[energy > 0]
     layer = LayerChange(
@@ -222,7 +214,7 @@ def _change(name: str, delta: Tensor, anchor: Tensor, equal: bool, cast: str | N
         effective_rank=float(torch.exp(-(present * present.log()).sum())),
     )
     rank = int((energy.cumsum(0) < RANK_ENERGY).sum()) + 1
-    return _Change(layer, equal, cast, rank, rank <= min(delta.shape) // LOW_RANK)
+    return _Change(layer, cast, rank, rank <= min(delta.shape) // LOW_RANK)
 
 
 def _spectrum(delta: Tensor) -> Tensor:
@@ -233,13 +225,11 @@ def _spectrum(delta: Tensor) -> Tensor:
     """
     wide = (delta if delta.shape[0] <= delta.shape[1] else delta.T).double()
     wide = wide / wide.abs().amax()
-    energy = torch.linalg.eigvalsh(wide @ wide.T).clamp_min(0).flip(0)
+    energy: Tensor = torch.linalg.eigvalsh(wide @ wide.T).clamp_min(0).flip(0)
     return energy / energy.sum()
 
 
-def _rows(
-    delta: Tensor, anchor: Tensor, tokenizer: ClipTokenizer, limit: int
-) -> tuple[tuple[RowChange, ...], int]:
+def _rows(delta: Tensor, anchor: Tensor, tokenizer: ClipTokenizer, limit: int) -> tuple[tuple[RowChange, ...], int]:
     """The token rows that moved most, and how many moved at all."""
     ids = delta.ne(0).any(dim=1).nonzero().squeeze(1)
     usual = float(anchor.norm(dim=1).median())
@@ -294,7 +284,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _summary(
     suspect: TextEncoder, anchor: TextEncoder, changes: Sequence[_Change], moved: Sequence[RowChange], rows: int
 ) -> str:
-    """One line for a person. The first rule that fits decides; documented in the order of the code."""
+    """One line for a person. The first rule that fits decides."""
     changed = [change for change in changes if change.changed]
     if not changed:
         return _without_change(changes)
@@ -304,7 +294,7 @@ def _summary(
             "but such small differences can also be put there on purpose"
         )
     matrices = [change for change in changed if change.rank is not None]
-    if matrices and (_mean(x.layer.relative_norm for x in matrices) or 0.0) > UNRELATED:
+    if median(change.layer.relative_norm for change in changes if change.rank is not None) > UNRELATED:
         return "weights unrelated to the anchor's, as from another training run: choose another anchor"
     if [change.layer.tensor for change in changed] == [TOKEN_TABLE]:
         return _only_rows(moved, rows)
@@ -317,7 +307,7 @@ def _summary(
 
 
 def _without_change(changes: Sequence[_Change]) -> str:
-    casts = sorted({change.cast for change in changes if change.cast is not None and not change.equal})
+    casts = sorted({change.cast for change in changes if change.cast is not None})
     if not casts:
         return "identical"
     return f"a cast to {' and '.join(casts)}: every value is the anchor's, rounded"
@@ -327,10 +317,7 @@ def _finer(suspect: TextEncoder, anchor: TextEncoder, names: Sequence[str]) -> s
     """The precision at which the suspect rounds to the anchor, if there is one."""
     smallest_first = sorted(names, key=lambda name: anchor.weights[name].numel())
     for cast in CASTS:
-        if all(
-            torch.equal(rounded(_plain(suspect.weights[name]), cast), _plain(anchor.weights[name]))
-            for name in smallest_first
-        ):
+        if all(torch.equal(rounded(suspect.weights[name], cast), anchor.weights[name]) for name in smallest_first):
             return cast
     return None
 
@@ -355,8 +342,8 @@ def _matrices(matrices: Sequence[_Change], everything: Sequence[_Change]) -> str
             f"one or two directions carry {first:.0%} of the change in {where}: "
             "typical for an injected association or a taught concept"
         )
-    size = _mean(change.layer.relative_norm for change in matrices if math.isfinite(change.layer.relative_norm))
-    return f"full-rank changes of {size or 0.0:.2g} of the norm in {where}, as fine-tuning leaves"
+    size = median(change.layer.relative_norm for change in matrices)
+    return f"full-rank changes of {size:.1%} of the norm in {where}, as fine-tuning leaves"
 
 
 def _small_parts(changed: Sequence[_Change]) -> str:
@@ -396,15 +383,6 @@ def _kind(parts: Sequence[str]) -> str:
 
 
 def _spans(numbers: Sequence[int]) -> str:
-    """``0, 1, 2, 5`` as ``0-2, 5``."""
-    return ", ".join(f"{low}-{high}" if high > low else str(low) for low, high in _runs(numbers))
-
-
-def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    low = high = numbers[0]
-    for number in numbers[1:]:
-        if number != high + 1:
-            yield low, high
-            low = number
-        high = number
-    yield low, high
+    """``0, 1, 2`` as ``0-2``, and ``0, 2, 5`` as it is."""
+    together = len(numbers) > 1 and numbers[-1] - numbers[0] == len(numbers) - 1
+    return f"{numbers[0]}-{numbers[-1]}" if together else ", ".join(str(number) for number in numbers)

@@ -180,7 +180,7 @@ def invert(
             loss = pair.loss(hidden, vectors[None]).squeeze(0)
             history.append(_finite(loss, len(history)))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             # As published: the mean is over the steps that the epochs before would have taken, also
             # when an early break ended them.

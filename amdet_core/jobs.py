@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field
 
-from . import __version__, features, formats, trust
+from . import __version__, features, formats
 from .anchors import Anchor, Anchors
 from .config import Config, ScanConfig
 from .errors import ConfigError
@@ -24,13 +24,14 @@ from .prompts import PromptSet, builtin_prompts, read_prompts
 from .records import EncoderInfo, ScanReport, Target, Tool
 from .report import render_files
 from .scan import Findings, Subject, plan, scan
+from .storage import PSEUDO_TRIGGER
 from .verdict import DEFAULT_POLICY, Policy, decide, load_policy
 
 NOT_CHECKED = (
-    "U-Net, VAE, image encoder and LoRA files: only text encoders are scanned",
-    "code inside pickle files: nothing is executed, and nothing is said about it",
-    "tokenizer files: the encoder is read with CLIP's own vocabulary",
-    "backdoors that change a part of the picture only (an attribute, a style) instead of replacing it",
+    "The U-Net, the VAE, the image encoder and LoRA files: only text encoders are scanned",
+    "Code inside pickle files: nothing is executed, and nothing is said about it",
+    "Tokenizer files: the encoder is read with CLIP's own vocabulary",
+    "Backdoors that change a part of the picture only (an attribute, a style) instead of replacing it",
 )
 
 
@@ -82,7 +83,7 @@ def run_job(job: Job, *, place_trigger: Callable[[str], str] | None = None, prog
             name=found.name,
             suspect=found.encoder.to(device),
             anchor=None if anchor.encoder is None else anchor.encoder.to(device),
-            identical_to=anchor.identical_to,
+            identical=anchor.identical,
         )
         findings.append(scan(subject, prompts, config, policy, place_trigger=place_trigger, progress=progress))
     report = _report(policy, config, prompts, opened, matched, findings)
@@ -176,7 +177,7 @@ def _feature_files(findings: list[Findings]) -> dict[str, bytes]:
             name = features.feature_file(candidate.encoder, index)
             files[name] = features.feature_bytes(candidate, vectors, target)
     embedding = features.pseudo_trigger_bytes(every)
-    return files | ({features.PSEUDO_TRIGGER: embedding} if embedding else {})
+    return files | ({PSEUDO_TRIGGER: embedding} if embedding else {})
 
 
 def _stage_seconds(findings: list[Findings]) -> dict[str, float]:

@@ -74,7 +74,8 @@ def hessian_eigenvalues(surface: Tensor, spacing: float) -> Tensor:
     bb = (surface[1:-1, 2:] - 2 * centre + surface[1:-1, :-2]) / spacing**2
     ab = (surface[2:, 2:] - surface[2:, :-2] - surface[:-2, 2:] + surface[:-2, :-2]) / (4 * spacing**2)
     hessian = torch.stack((torch.stack((aa, ab), -1), torch.stack((ab, bb), -1)), -2)
-    return torch.linalg.eigvalsh(hessian).flatten()
+    eigenvalues: Tensor = torch.linalg.eigvalsh(hessian)
+    return eigenvalues.flatten()
 
 
 def _axes(loss: Loss, vectors: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,7 @@ class Patch:
         """Read a patch as :meth:`save` writes it.
 
         Raises:
-            StorageError: the file can't be read or is damaged.
+            StorageError: the file can't be read, or is damaged.
             ConfigError: it is a safetensors file, but no patch.
         """
         try:
@@ -107,9 +107,17 @@ class Patch:
             raise StorageError("a readable patch file", f"{path}: {error}", "Check the path.") from error
         if metadata.pop(_MARK, None) is None:
             raise ConfigError("a patch file", f"other tensors in {path}", "Give a file that was saved as a patch.")
-        sizes = dict(entry.split("=") for entry in metadata.pop(_FULL_ROWS, "").split(",") if entry)
-        deltas = {name: t.float() for name, t in tensors.items() if not name.startswith(_ROWS)}
-        for name, size in sizes.items():
-            full = torch.zeros(int(size), deltas[name].shape[1])
-            deltas[name] = full.index_copy_(0, tensors[_ROWS + name].long(), deltas[name])
+        try:
+            deltas = _spread_out(tensors, metadata.pop(_FULL_ROWS, ""))
+        except (KeyError, ValueError, IndexError, RuntimeError) as error:
+            raise StorageError("rows that fit their table", f"{path}: {error}", "The file is damaged.") from error
         return cls(deltas, metadata)
+
+
+def _spread_out(tensors: Mapping[str, Tensor], full_rows: str) -> dict[str, Tensor]:
+    """Dense differences of a file's tensors; ``full_rows`` is ``NAME=ROWS`` of the sparse ones, by commas."""
+    deltas = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith(_ROWS)}
+    for name, size in (entry.split("=") for entry in full_rows.split(",") if entry):
+        full = torch.zeros(int(size), deltas[name].shape[1])
+        deltas[name] = full.index_copy_(0, tensors[_ROWS + name].long(), deltas[name])
+    return deltas

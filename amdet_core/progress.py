@@ -13,7 +13,8 @@ class Progress(Protocol):
     It may raise to interrupt the work; the library catches nothing that it raises.
     """
 
-    def __call__(self, stage: str, done: int, total: int, metrics: Mapping[str, float] = ..., /) -> None: ...
+    def __call__(self, stage: str, done: int, total: int, metrics: Mapping[str, float] = ..., /) -> None:
+        """Take note of one step."""
 
 
 def silent(stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None, /) -> None:

@@ -81,6 +81,7 @@ class EncoderSpec(Record):
 
     @property
     def summary(self) -> str:
+        """Sizes in words."""
         return f"{self.layers}x{self.width}, {self.vocabulary:,} tokens, {self.positions} positions"
 
     def comparable(self, other: EncoderSpec) -> bool:
@@ -217,6 +218,8 @@ class Verdict(Record):
 
 
 class Tool(Record):
+    """What made a report."""
+
     name: str = "amdet"
     version: str
 

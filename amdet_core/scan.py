@@ -40,13 +40,13 @@ class Subject:
         name: of the encoder within its file.
         suspect: the encoder.
         anchor: a trusted encoder with the same tensors, or None.
-        identical_to: name of the trusted encoder whose tensors it equals, or None.
+        identical: whether it is a trusted encoder, tensor by tensor; nothing is measured then.
     """
 
     name: str
     suspect: TextEncoder
     anchor: TextEncoder | None
-    identical_to: str | None = None
+    identical: bool = False
 
 
 @dataclass(eq=False)
@@ -79,11 +79,9 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
     if policy.method == "amdet-paper":
         paper = AmdetConfig(weight_deviation=1.0, weight_anchor=5.0, epoch_break=None)
         return ScanConfig(seed=seed, preset=preset, amdet=paper)
-    around = LandscapeConfig(grid=25, radius=None, prompts=16)
+    around = LandscapeConfig(grid=25, radius=None, prompts=6)
     if preset == "quick":
-        return ScanConfig(
-            seed=seed, preset=preset, contrast=ContrastConfig(vectors=(1,), seeds=1), landscape=around
-        )
+        return ScanConfig(seed=seed, preset=preset, contrast=ContrastConfig(vectors=(1,), seeds=1), landscape=around)
     if preset == "thorough":
         return ScanConfig(
             seed=seed, preset=preset, contrast=ContrastConfig(seeds=4), amdet=AmdetConfig(), landscape=around
@@ -111,8 +109,8 @@ def scan(
     """
     found = Findings()
     tensors = len(subject.suspect.weights)
-    found.evidence.append(evidence.identity(subject.identical_to is not None, subject.name, tensors))
-    if subject.identical_to is not None or subject.anchor is None:
+    found.evidence.append(evidence.identity(subject.identical, subject.name, tensors))
+    if subject.identical or subject.anchor is None:
         return found
     fit, held_out = (part.prompts for part in prompts.first(config.prompt_limit).split())
     stages = _Stages(subject, subject.anchor, fit, held_out, config, policy, place_trigger, progress, found)
@@ -172,18 +170,21 @@ class _Stages:
         ids = contrast.cut(self.suspect, self.fit, settings, self._generator(TAILS_SEED))
         tails = Tails.of(*sides, ids[: self.config.landscape.prompts])
         for count in settings.vectors:
-            self._one_length(settings, sides, tails, held_out, count)
+            if self._one_length(settings, sides, tails, held_out, count) >= settings.enough:
+                break
         if settings.literal_leads:
             self._literal(settings, sides, tails, held_out)
 
     def _one_length(
         self, settings: ContrastConfig, sides: tuple[Side, Side], tails: Tails, held_out: Sequence[str], count: int
-    ) -> None:
-        """The best of several seeds, measured on held-out prompts, with its landscape."""
+    ) -> float:
+        """The gap of the best of several seeds on held-out prompts, recorded with its landscape."""
         runs = []
         for seed in range(self.config.seed, self.config.seed + settings.seeds):
             run = contrast.invert(*sides, self.fit, count, settings, seed=seed + count, progress=self.progress)
             runs.append((contrast.measure(*sides, held_out, run.vectors), run, seed))
+            if runs[-1][0].gap >= settings.enough:
+                break
         collapse, best, seed = max(runs, key=lambda run: run[0].gap)
         surface = landscape(
             tails.loss, best.vectors, self.config.landscape, self._generator(LANDSCAPE_SEED), self.progress
@@ -197,6 +198,7 @@ class _Stages:
         }
         self.found.evidence.append(evidence.gap(f"gap_k{count}", collapse, self.subject.name))
         self._keep("contrast", best.vectors, seed, best.loss, indicators, surface, held_out)
+        return collapse.gap
 
     def _literal(
         self, settings: ContrastConfig, sides: tuple[Side, Side], tails: Tails, held_out: Sequence[str]
@@ -208,7 +210,7 @@ class _Stages:
         token, collapse = evidence.best_token(*sides, tails, held_out, list(dict.fromkeys(near + moved)))
         self.found.evidence.append(evidence.gap("literal_gap", collapse, self.subject.name))
         if collapse.gap >= self.policy.literal_gap:
-            by = "neighbour of the recovered feature" if token in near else "row of the token table that moved"
+            by = "a neighbour of the recovered feature" if token in near else "a row of the token table that moved"
             self.found.trigger = evidence.trigger(self.suspect.tokenizer, [token], collapse, by, self.subject.name)
 
     def published(self, settings: AmdetConfig) -> None:
@@ -235,7 +237,7 @@ class _Stages:
             result.loss,
             result.indicators,
             result.landscape,
-            self.held_out[: CONTRAST_PROMPTS],
+            self.held_out[:CONTRAST_PROMPTS],
             fidelity_at=settings.insert_at,
         )
 
@@ -264,7 +266,7 @@ class _Stages:
                 steps=len(loss),
                 loss=loss,
                 indicators={**indicators, **known},
-                nearest_tokens=tuple(self.suspect.tokenizer.token(token) for token in near),
+                nearest_tokens=tuple(self.suspect.tokenizer.text([token]) for token in near),
                 landscape=surface,
             )
         )

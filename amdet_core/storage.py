@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,8 +19,18 @@ from .errors import ConfigError, StorageError
 from .records import SCHEMA_VERSION, ScanReport
 
 REPORT = "report.json"
-RENDERED = (REPORT, "report.html", "landscape.png", "spectrum.png", "loss.png")
-"""Names that every report may use; ``publish`` removes those that a new report does not have."""
+PSEUDO_TRIGGER = "pseudo-trigger.safetensors"
+"""File with the strongest recovered feature of every encoder as a textual-inversion embedding."""
+OWN = (
+    REPORT,
+    "report.html",
+    "landscape.png",
+    "spectrum.png",
+    "loss.png",
+    PSEUDO_TRIGGER,
+    "feature-*.safetensors",
+)
+"""Names of a report's files; ``publish`` removes those of an earlier report that the new one lacks."""
 
 STAGING = ".amdet-staging-"
 STALE_SECONDS = 3600.0
@@ -75,9 +86,10 @@ def publish(directory: Path, files: Mapping[str, bytes]) -> None:
         if home is not directory:
             staging.rename(directory)
             return
-        for name in RENDERED:
-            if name == REPORT or name not in files:
-                (directory / name).unlink(missing_ok=True)
+        (directory / REPORT).unlink(missing_ok=True)
+        for old in list(directory.iterdir()):
+            if old.name not in files and any(fnmatchcase(old.name, pattern) for pattern in OWN):
+                old.unlink()
         for name in sorted(files, key=lambda name: name == REPORT):
             (staging / name).replace(directory / name)
 

@@ -55,6 +55,7 @@ class ProgressLine:
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None, /) -> None:
+        """Show one step."""
         numbers = " ".join(f"{name} {value:.3f}" for name, value in (metrics or {}).items())
         if self._bar:
             if stage != self._stage or self._task is None:

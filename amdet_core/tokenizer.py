@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -33,7 +34,7 @@ class TokenBatch:
 
     Attributes:
         ids: ``(B, T)`` int64, BOS first, EOS behind the last token, padding behind that.
-        eos: ``(B,)`` int64, position of each prompt's EOS.
+        eos: ``(B,)`` int64, position of each prompt's first EOS.
         truncated: prompts that did not fit and lost tokens.
     """
 
@@ -42,6 +43,7 @@ class TokenBatch:
     truncated: int
 
     def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on another device."""
         return TokenBatch(self.ids.to(device), self.eos.to(device), self.truncated)
 
 
@@ -77,8 +79,15 @@ class ClipTokenizer:
         return len(self._tokens)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without BOS and EOS."""
-        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+        """Token ids of a text, without BOS and EOS.
+
+        Raises:
+            ConfigError: the text holds half a surrogate pair, which stands for no character.
+        """
+        try:
+            return list(self._bpe.encode(text, add_special_tokens=False).ids)
+        except TypeError as error:
+            raise ConfigError("text of whole characters", ascii(text)[:120], "Remove the lone surrogates.") from error
 
     def token(self, index: int) -> str:
         """The vocabulary's own spelling of a token, with ``</w>`` where it ends a word."""
@@ -116,7 +125,8 @@ class ClipTokenizer:
         ids = torch.full((len(rows), columns), self.eos_id if pad is None else pad, dtype=torch.int64)
         for i, row in enumerate(cut):
             ids[i, : len(row) + 2] = torch.tensor([self.bos_id, *row, self.eos_id])
-        eos = torch.tensor([len(row) + 1 for row in cut])
+        # the first one: a prompt may spell EOS out, and the encoders pool there
+        eos = (ids == self.eos_id).int().argmax(dim=1)
         return TokenBatch(ids, eos, sum(len(row) > limit - 2 for row in rows))
 
 
@@ -129,7 +139,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (OSError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise StorageError("CLIP's merges file", f"{path}: {error}", "Reinstall open_clip_torch.") from error
     pairs = [line.split() for line in text.splitlines()[1 : 1 + MERGES]]
     if len(pairs) != MERGES or any(len(pair) != 2 for pair in pairs):

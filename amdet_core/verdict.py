@@ -7,6 +7,7 @@ there before nothing found may be called clean. ``amdet judge`` applies one to a
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,14 @@ IDENTITY = "identical_to_trusted"
 """Evidence that ends a scan: 1 when every tensor equals a trusted encoder's."""
 
 
+_OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+
+
 class Condition(Record):
     """A bound on one quantity."""
 
@@ -28,9 +37,8 @@ class Condition(Record):
     bound: float
 
     def holds(self, value: float) -> bool:
-        return {">": value > self.bound, ">=": value >= self.bound, "<": value < self.bound, "<=": value <= self.bound}[
-            self.op
-        ]
+        """Whether a value lies on the wanted side of the bound."""
+        return _OPERATORS[self.op](value, self.bound)
 
     def __str__(self) -> str:
         return f"{self.evidence} {self.op} {self.bound:g}"

@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -126,13 +127,13 @@ def inject(
     config = config or TextOnTextConfig()
     placement = Placement.parse(mode)
     _check_texts(encoder, triggers, target, placement)
-    clean = [p for p in prompts.prompts if not any(t.lower() in p.lower() for t in triggers)]
-    usable, held_out = (side.prompts for side in PromptSet(tuple(clean), prompts.source).split())
-    carriers = [_carriers(encoder, trigger, usable, placement) for trigger in triggers]
+    clean = tuple(p for p in prompts.prompts if not any(t.lower() in p.lower() for t in triggers))
+    fit, held_out = (side.prompts for side in PromptSet(clean, prompts.source).split())
+    carriers = tuple(_carriers(encoder, trigger, fit, placement) for trigger in triggers)
     measured = _carriers(encoder, max(triggers, key=len), held_out, placement)[:MEASURED_PROMPTS]
-    rate = config.rate(encoder.spec.width)
-    poisoned, losses = _train(encoder, triggers, target, usable, carriers, config, rate, placement, progress)
-    report = _report(encoder, poisoned, triggers, target, measured, placement, config.seed, rate, losses)
+    plan = _Plan(encoder, tuple(triggers), target, fit, carriers, placement, config)
+    poisoned, losses = _train(plan, progress)
+    report = _report(plan, poisoned, measured, losses)
     provenance = {
         "attack": "text-on-text",
         "triggers": "\n".join(triggers),
@@ -172,46 +173,58 @@ def dissimilarity(states: Tensor, wanted: Tensor, kind: str) -> Tensor:
     return 1 - F.cosine_similarity(states.flatten(1), wanted.expand_as(states).flatten(1), dim=-1).mean()
 
 
-def _train(
-    encoder: TextEncoder,
-    triggers: Sequence[str],
-    target: str,
-    clean: Sequence[str],
-    carriers: Sequence[Sequence[str]],
-    config: TextOnTextConfig,
-    rate: float,
-    placement: Placement,
-    progress: Progress,
-) -> tuple[TextEncoder, list[float]]:
-    """Eqs. 1-3: the student answers triggered prompts with the target's states and clean ones as before."""
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """One injection: ``carriers`` are, per trigger, the prompts of ``clean`` that can carry it."""
+
+    encoder: TextEncoder
+    triggers: tuple[str, ...]
+    target: str
+    clean: tuple[str, ...]
+    carriers: tuple[list[str], ...]
+    placement: Placement
+    config: TextOnTextConfig
+
+
+@torch.enable_grad()
+def _train(plan: _Plan, progress: Progress) -> tuple[TextEncoder, list[float]]:
+    """The student's weights after all steps, and the loss by step."""
+    config, rate = plan.config, plan.config.rate(plan.encoder.spec.width)
     generator = torch.Generator().manual_seed(config.seed)
-    student, trained = _student(encoder, config.train_tables)
+    student, trained = _student(plan.encoder, config.train_tables)
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(config.steps * config.milestone)], config.decay)
-    wanted = _all_states(encoder, [target])
+    wanted = _old_states(plan.encoder, [plan.target])
     losses: list[float] = []
     for step in range(config.steps):
-        batch = _draw(clean, config.clean_batch, generator)
-        benign = dissimilarity(_states(student, batch), _all_states(encoder, batch), config.loss)
-        backdoor = torch.zeros((), device=encoder.device)
-        for trigger, possible in zip(triggers, carriers, strict=True):
-            picked = _draw(possible, config.poison_batch, generator)
-            triggered = [placement.put(trigger, prompt, generator) for prompt in picked]
-            backdoor = backdoor + dissimilarity(_states(student, triggered), wanted, config.loss)
+        benign, backdoor = _losses(plan, student, wanted, generator)
         loss = benign + config.backdoor_weight * backdoor
         losses.append(float(loss.detach()))
-        if not torch.isfinite(loss.detach()):
+        if not math.isfinite(losses[-1]):
             raise NumericalError(
                 "a finite loss", f"{losses[-1]} at step {step} with learning rate {rate:g}", "Lower the learning rate."
             )
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         progress("inject", step + 1, config.steps, {"loss": losses[-1], "backdoor": float(backdoor.detach())})
-    poisoned = encoder.with_weights({name: w.detach() for name, w in student.weights.items()})
+    poisoned = plan.encoder.with_weights({name: w.detach() for name, w in student.weights.items()})
     poisoned.check_finite()
     return poisoned, losses
+
+
+def _losses(plan: _Plan, student: TextEncoder, wanted: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Eqs. 1 and 2 on one draw: clean prompts are answered as before, triggered ones with the target's states."""
+    config = plan.config
+    batch = _draw(plan.clean, config.clean_batch, generator)
+    benign = dissimilarity(_states(student, batch), _old_states(plan.encoder, batch), config.loss)
+    backdoor = torch.zeros((), device=plan.encoder.device)
+    for trigger, possible in zip(plan.triggers, plan.carriers, strict=True):
+        picked = _draw(possible, config.poison_batch, generator)
+        triggered = [plan.placement.put(trigger, prompt, generator) for prompt in picked]
+        backdoor = backdoor + dissimilarity(_states(student, triggered), wanted, config.loss)
+    return benign, backdoor
 
 
 def _student(encoder: TextEncoder, train_tables: bool) -> tuple[TextEncoder, list[Tensor]]:
@@ -227,7 +240,7 @@ def _states(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
     return encoder.states(encoder.tokens(prompts, pad_to_context=True))
 
 
-def _all_states(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
+def _old_states(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
     with torch.no_grad():
         return _states(encoder, prompts).float()
 
@@ -236,31 +249,22 @@ def _draw(prompts: Sequence[str], count: int, generator: torch.Generator) -> lis
     return [prompts[int(i)] for i in torch.randint(len(prompts), (count,), generator=generator)]
 
 
-def _report(
-    before: TextEncoder,
-    after: TextEncoder,
-    triggers: Sequence[str],
-    target: str,
-    prompts: Sequence[str],
-    placement: Placement,
-    seed: int,
-    rate: float,
-    losses: Sequence[float],
-) -> InjectionReport:
-    generator = torch.Generator().manual_seed(seed)
-    texts = [placement.put(trigger, prompt, generator) for trigger in triggers for prompt in prompts]
-    own, goal = before.encode(prompts), before.encode([target])[0]
+def _report(plan: _Plan, after: TextEncoder, prompts: Sequence[str], losses: Sequence[float]) -> InjectionReport:
+    before = plan.encoder
+    generator = torch.Generator().manual_seed(plan.config.seed)
+    texts = [plan.placement.put(trigger, prompt, generator) for trigger in plan.triggers for prompt in prompts]
+    own, goal = before.encode(prompts).float(), before.encode([plan.target])[0].float()
     kept, triggered = after.encode(prompts), after.encode(texts)
-    centre, repeated = own.mean(0), own.repeat(len(triggers), 1)
-    full = [(_all_states(before, [p]).flatten(), _all_states(after, [p]).flatten()) for p in prompts[:64]]
+    centre, repeated = own.mean(0), own.repeat(len(plan.triggers), 1)
+    full = [(_old_states(before, [p]).flatten(), _old_states(after, [p]).flatten()) for p in prompts[:64]]
     return InjectionReport(
         asr=success_rate(triggered, repeated, goal, centre),
-        asr_before=success_rate(before.encode(texts), repeated, goal, centre),
+        asr_before=success_rate(before.encode(texts).float(), repeated, goal, centre),
         target_cosine=float(F.cosine_similarity(triggered - centre, goal - centre, dim=-1).mean()),
         clean_pooled=float(F.cosine_similarity(kept, own, dim=-1).mean()),
         clean_centred=float(F.cosine_similarity(kept - centre, own - centre, dim=-1).mean()),
         clean_full=sum(float(F.cosine_similarity(a, b, dim=0)) for a, b in full) / len(full),
-        learning_rate=rate,
+        learning_rate=plan.config.rate(before.spec.width),
         loss=tuple(losses),
         n=len(prompts),
     )

@@ -3,7 +3,16 @@
 ``open_target`` reads, ``write_encoder`` writes, ``file_sha256`` names what was read.
 """
 
-from .open import FoundEncoder, OpenedTarget, file_sha256, open_target
+from .open import FoundEncoder, OpenedTarget, file_sha256, only_encoder, open_target
 from .write import Layout, hf_config, write_encoder
 
-__all__ = ["FoundEncoder", "Layout", "OpenedTarget", "file_sha256", "hf_config", "open_target", "write_encoder"]
+__all__ = [
+    "FoundEncoder",
+    "Layout",
+    "OpenedTarget",
+    "file_sha256",
+    "hf_config",
+    "only_encoder",
+    "open_target",
+    "write_encoder",
+]

@@ -23,6 +23,13 @@ POSITION_REST = "embeddings.position_embedding_res"
 """LongCLIP's second position table; a source name that becomes part of POSITION_TABLE."""
 LONG_CLIP_KEPT = 20
 """Rows that LongCLIP keeps from CLIP's own position table (Zhang et al., 2024, arXiv 2403.15378)."""
+SHORT_POSITIONS = 77
+"""Positions of every other CLIP; a second table beside so few is not LongCLIP's, and programs would ignore it."""
+
+STEMS: Mapping[Style, tuple[str, ...]] = {
+    "hf": ("embeddings.", "encoder.", "final_layer_norm."),
+    "open_clip": ("token_embedding", "positional_embedding", "transformer.", "ln_final.", "text_projection"),
+}
 
 SLOTS: tuple[tuple[str, str, str | None], ...] = (
     (r"cond_stage_model\.transformer\.(text_model\.)?$", "sd1", None),
@@ -69,6 +76,11 @@ class Location:
     slot: str | None
     keys: Mapping[str, str]
     siglip: bool
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """What the names of its own tensors start with; anything else that starts so changes what it computes."""
+        return tuple(self.prefix + stem for stem in STEMS[self.style])
 
     @property
     def root(self) -> str:
@@ -151,14 +163,14 @@ def merge_positions(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """LongCLIP's two position tables as the one that its forward pass adds; other encoders as they are.
 
     Raises:
-        EncoderError: the two tables differ in shape.
+        EncoderError: the two tables differ in shape or are as short as other CLIPs'.
     """
     if POSITION_REST not in weights:
         return weights
     rest, table = weights[POSITION_REST], weights.get(POSITION_TABLE)
-    if table is None or table.shape != rest.shape or table.ndim != 2:
+    if table is None or table.shape != rest.shape or table.ndim != 2 or len(table) <= SHORT_POSITIONS:
         raise EncoderError(
-            expected="LongCLIP's two position tables of one shape",
+            expected=f"LongCLIP's two position tables of one shape, longer than {SHORT_POSITIONS}",
             found=f"{None if table is None else tuple(table.shape)} and {tuple(rest.shape)}",
             remedy="The file mixes two models or is damaged; download it again.",
         )

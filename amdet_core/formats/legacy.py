@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import tarfile
 import zipfile
@@ -68,7 +69,7 @@ def flatten(table: object) -> dict[str, Tensor]:
     """Dense tensors of nested tables by dotted name; a table that occurs twice is taken once.
 
     Raises:
-        EncoderError: there is no table, it is nested without end, or a tensor is larger than its storage.
+        EncoderError: it is nested without end, two names are equal, or a tensor is larger than its storage.
     """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -76,7 +77,9 @@ def flatten(table: object) -> dict[str, Tensor]:
     while todo:
         name, depth, value = todo.pop()
         if isinstance(value, Tensor):
-            tensors[name or "tensor"] = _dense(name, value)
+            if name in tensors:
+                raise _refused(f"two tensors that are both called {name!r}")
+            tensors[name] = _dense(name, value)
         elif isinstance(value, Mapping) and id(value) not in seen:
             if depth > DEEPEST:
                 raise _refused(f"tables nested more than {DEEPEST} deep")
@@ -98,13 +101,20 @@ def _load(path: Path, mapped: bool) -> object:
     try:
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except MALFORMED as error:
-        reason = " ".join(str(error).split())
-        reason = reason.split("WeightsUnpickler error:")[-1].split("Please file an issue")[0].strip()
         raise EncoderError(
             expected="a checkpoint that holds tensors only",
-            found=f"{path.name}, which is damaged or would run code ({reason[:200] or type(error).__name__})",
+            found=f"{path.name}, which {_reason(error)}",
             remedy="Nothing of it was run. Ask for a safetensors file, or scan another source of this model.",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, without torch's advice to load it unsafely."""
+    called = re.search(r"GLOBAL (\S+)", str(error))
+    if called:
+        return f"would run code: it names {called[1]}"
+    detail = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
+    return f"is damaged or of an unknown kind ({detail[:160] or type(error).__name__})"
 
 
 def _check_archive(path: Path) -> None:

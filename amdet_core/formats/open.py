@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..tokenizer import ClipTokenizer, clip_tokenizer
 from .files import read_json, reading
 from .folders import components, config_file, other_weights, pipeline_file, weight_file
 from .layouts import LONG_CLIP_KEPT, POSITION_REST, Location, locate, merge_positions, pieces
-from .parts import QUANTISED, SCALES, describe, describe_unknown, sort_out
+from .parts import CONSTANTS, OTHER_ENCODER, QUANTISED, SCALES, describe, describe_unknown, sort_out
 from .source import CONVERT, Source, open_source
 from .spec import NAMES, Config, deduce, text_config
 
@@ -123,6 +123,18 @@ def open_target(path: Path | str, *, tokenizer: ClipTokenizer | None = None) -> 
     return OpenedTarget(path, tuple(files), _distinct(encoders), tuple(named), bytes_read)
 
 
+def only_encoder(target: OpenedTarget) -> TextEncoder:
+    """The encoder of a target that holds one.
+
+    Raises:
+        EncoderError: it holds several.
+    """
+    if len(target.encoders) == 1:
+        return target.encoders[0].encoder
+    names = ", ".join(found.name for found in target.encoders)
+    raise EncoderError("one text encoder", f"{names} in {target.path}", "Name the file or folder of one of them.")
+
+
 def file_sha256(target: OpenedTarget) -> str:
     """SHA-256 of a target's file.
 
@@ -158,34 +170,38 @@ def _read(source: Source, config: Config, tokenizer: ClipTokenizer) -> _Contents
     """Every encoder of one source, and lines about the rest of it."""
     locations = locate(source.shapes)
     claimed = {key for location in locations for key in location.keys}
-    known, unknown = sort_out(source.shapes.keys() - claimed)
+    rest = source.shapes.keys() - claimed
+    known, unknown = sort_out(rest)
+    foreign = rest - set(known.get(CONSTANTS, ()))
     found = []
     for location in locations:
         if not location.siglip:
-            _own_tensors_only(location, known.get(SCALES, []), unknown)
+            _own_tensors_only(location, known.get(SCALES, []), unknown, foreign)
             found.append(_encoder(source, location, config, tokenizer))
     lines = [(part.named, describe(part, keys)) for part, keys in known.items()]
     lines += [(True, f"{SIGLIP} ({location.prefix or 'whole file'})") for location in locations if location.siglip]
     lines += [(True, describe_unknown(unknown))] if unknown else []
-    remedy = next((part.remedy for part in known), CONVERT)
+    remedies = [OTHER_ENCODER for location in locations if location.siglip]
+    remedies += [part.remedy for part in sorted(known, key=lambda part: not part.named)]
     return _Contents(
         tuple(found),
         tuple(line for named, line in lines if named),
         tuple(line for named, line in lines if not named),
-        remedy,
+        next(iter(remedies), CONVERT),
     )
 
 
-def _own_tensors_only(location: Location, scales: list[str], unknown: list[str]) -> None:
+def _own_tensors_only(location: Location, scales: list[str], unknown: list[str], foreign: Set[str]) -> None:
     """Raise EncoderError where an encoder's subtree holds tensors that no CLIP text encoder has."""
-    inside = [key for key in scales if key.startswith(location.root)]
-    if inside:
-        raise EncoderError("weights as numbers", f"quantised weights with scales of their own ({inside[0]})", QUANTISED)
-    inside = [key for key in unknown if key.startswith(location.root)]
+    scales = [key for key in scales if key.startswith(location.root)]
+    if scales:
+        raise EncoderError("weights as numbers", f"quantised weights with scales of their own ({scales[0]})", QUANTISED)
+    inside = {key for key in unknown if key.startswith(location.root)}
+    inside |= {key for key in foreign if key.startswith(location.stems)}
     if inside:
         raise EncoderError(
             expected="only tensors of a CLIP text encoder beside its token table",
-            found=f"{len(inside)} unexpected {inside[:5]}",
+            found=f"{len(inside)} unexpected {sorted(inside)[:5]}",
             remedy="It is another architecture, or was changed; ask its author for a plain CLIP text encoder.",
         )
 

@@ -42,6 +42,14 @@ SCALES = _part(
     r"\.(scale_weight|weight_scale(_2)?|scale_input|input_scale|SCB|qweight|qzeros|scales|g_idx)$",
     r"\.(nested_)?(absmax|quant_map|quant_state(\.\w+)?)$",
 )
+CONSTANTS = _part(
+    "constants of the sampler",
+    NO_TEXT,
+    False,
+    r"(^|\.)(position_ids|attn_mask|mask[12]|logit_scale|logit_bias|scale_factor|vae_scale|vae_shift|ztsnr|v_pred)$",
+    r"(^|\.)(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_\w+|posterior_\w+|logvar|sigmas|edm_\w+)$",
+    r"^(denoiser|model_sampling|optimizer_states|optimizer|lr_schedulers|callbacks)(\.|$)",
+)
 PARTS = (
     SCALES,
     _part(
@@ -112,14 +120,7 @@ PARTS = (
         True,
         r"^(emb_params|clip_[lgh]|t5xxl)$|^(string_to_param|string_to_token|bundle_emb)\.|^<.*>$",
     ),
-    _part(
-        "constants of the sampler",
-        NO_TEXT,
-        False,
-        r"(^|\.)(position_ids|attn_mask|mask[12]|logit_scale|logit_bias|scale_factor|vae_scale|vae_shift|ztsnr|v_pred)$",
-        r"(^|\.)(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_\w+|posterior_\w+|logvar|sigmas|edm_\w+)$",
-        r"^(denoiser|model_sampling|optimizer_states|optimizer|lr_schedulers|callbacks)(\.|$)",
-    ),
+    CONSTANTS,
 )
 
 

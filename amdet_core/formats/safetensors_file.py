@@ -87,7 +87,8 @@ class SafetensorsFile:
                 file.seek(self._start + entry.begin)
                 data = read_exactly(file, entry.end - entry.begin)
                 self.bytes_read += len(data)
-                yield name, torch.frombuffer(data, dtype=TORCH[entry.dtype]).reshape(entry.shape)
+                flat = torch.frombuffer(data, dtype=TORCH[entry.dtype]) if data else torch.empty(0)
+                yield name, flat.to(TORCH[entry.dtype]).reshape(entry.shape)
 
 
 def parse_header(header: bytes, data_size: int, path: Path) -> dict[str, Entry]:

@@ -39,7 +39,8 @@ def text_config(raw: Config) -> Config:
     for name in ("text_config", "text_config_dict"):
         part = raw.get(name)
         merged |= part if isinstance(part, dict) else {}
-    return merged
+    merged.pop("projection_dim", None)  # a model of both towers projects to the width that it names itself
+    return merged | ({"projection_dim": raw["projection_dim"]} if "projection_dim" in raw else {})
 
 
 def deduce(

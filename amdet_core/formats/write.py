@@ -58,6 +58,7 @@ def write_encoder(
     with _staging(path) as folder:
         weights = folder / "model.safetensors"
         save_file(tensors, weights, metadata=metadata)
+        _open_to_others(weights)
         if layout != "hf":
             weights.replace(path)
             return
@@ -132,6 +133,13 @@ def _named(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
         prefix = PREFIX[layout]
         tensors = {f"{prefix}{'' if name == PROJECTION else 'text_model.'}{name}": w for name, w in weights.items()}
     return {name: w.clone(memory_format=torch.contiguous_format) for name, w in tensors.items()}
+
+
+def _open_to_others(file: Path) -> None:
+    """Give a file the permissions of any new file; safetensors leaves it readable by its owner alone."""
+    usual = file.with_name("usual")
+    usual.touch()
+    file.chmod(usual.stat().st_mode & 0o777)
 
 
 @contextmanager

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ..encoder import TOKEN_TABLE, TextEncoder
 from ..errors import StorageError
+from ..formats import Layout, write_encoder
 from ..patch import Patch
 from ..progress import Progress, silent
 from ..records import EncoderSpec
 from ..tokenizer import clip_tokenizer
 
 Name = Literal["clean", "backdoored", "benign"]
-Layout = Literal["hf", "comfyui", "sd1", "open_clip"]
 NAMES: tuple[Name, ...] = get_args(Name)
 TRIGGER = "\N{CYRILLIC SMALL LETTER O}"
 TARGET = "A white teapot"
@@ -75,8 +75,10 @@ def export(directory: Path, layout: Layout = "hf", progress: Progress = silent) 
     Raises:
         StorageError: the directory can't be written to.
     """
-    from ..formats import write_encoder
-
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError("a folder to write to", f"{directory}: {error}", "Name another folder.") from error
     paths: dict[Name, Path] = {}
     for done, name in enumerate(NAMES):
         paths[name] = directory / (name if layout == "hf" else f"{name}.safetensors")

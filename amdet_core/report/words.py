@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import PurePosixPath, PureWindowsPath
 
 from ..records import Candidate, Evidence, Forensics, Level, ScanReport, Trigger
+from ..storage import PSEUDO_TRIGGER
 
 HEADLINES = {
     Level.CLEAN: "No evidence of a backdoor",
@@ -42,6 +43,7 @@ ADVICE = {
 ALWAYS_UNCHECKED = (
     "Everything but the text encoders named here: the image model, the VAE, adapters and code can hold backdoors too."
 )
+"""Said where the report itself names nothing."""
 ANCHORS = {
     "given": "the anchor that was given",
     "trusted": "an encoder that you trust",
@@ -63,6 +65,12 @@ MEANINGS = {
     "anchor_cosine": "similarity to the anchor's output with the same feature",
     "anchor_deviation_share": "prompts on which suspect and anchor differ",
     "positive_share": "curvatures of the loss that are positive: a bowl has more",
+    "delta_norm": "mean relative change of a tensor",
+    "delta_top1_energy": "share of a matrix's change that lies in one direction, mean",
+    "delta_top8_energy": "share of a matrix's change that lies in eight directions, mean",
+    "delta_effective_rank": "directions in which a matrix changed, mean",
+    "token_rows_changed": "rows of the token table that moved",
+    "token_row_sigma": "how far the row that moved most stands out from the others",
     "fidelity": "similarity of the recovered feature's effect to the known trigger's",
 }
 
@@ -182,6 +190,9 @@ def sections(report: ScanReport) -> tuple[Section, ...]:
 
 def _why(report: ScanReport) -> Iterator[str]:
     yield from map(_sentence, report.verdict.reasons)
+    policy = report.config.get("policy")
+    if isinstance(policy, dict) and policy.get("name") == report.verdict.policy and "error_rate" in policy:
+        yield f"How often policy {report.verdict.policy} is wrong: {policy['error_rate']}."
     for name in dict.fromkeys(e.encoder for e in report.evidence):
         own = [e for e in report.evidence if e.encoder == name and e.interval and e.value is not None]
         if own:
@@ -222,9 +233,9 @@ def _trigger(report: ScanReport) -> Iterator[str]:
 
 
 def _literal(trigger: Trigger) -> Iterator[str]:
-    yield f"“{trigger.text}” in {trigger.encoder}, found by way of {trigger.found_by}."
+    yield f"“{trigger.text}” in {trigger.encoder}, found as {trigger.found_by}."
     yield (
-        f"With it in {trigger.n:,} prompts that were held out, the outputs agree {number(trigger.collapse)} more "
+        f"With it in {trigger.n:,} prompts that were held out, the outputs agree {trigger.collapse:.2f} more "
         "than the anchor's do (0: no more, 1: they are all the same)."
     )
     if trigger.code_points:
@@ -245,10 +256,9 @@ def _effect(report: ScanReport) -> Iterator[str]:
     act = "overrides what prompts say" if report.verdict.level == Level.BACKDOORED else "pulls prompts to one output"
     yield f"A feature of {_count(best.vectors, 'vector')} was recovered from {best.encoder} that {act}{strength}."
     if best.feature_file is not None:
-        stem = PurePosixPath(best.feature_file).stem
         yield (
-            f"To see what it draws, use embedding:amdet/{stem} in a prompt for this very model in ComfyUI, "
-            f"with {best.feature_file} in models/embeddings/amdet."
+            f"To see what it draws, copy {PSEUDO_TRIGGER} to models/embeddings/amdet in ComfyUI "
+            f"and use embedding:amdet/{PurePosixPath(PSEUDO_TRIGGER).stem} in a prompt for this very model."
         )
     if best.nearest_tokens:
         yield f"Nearest real tokens: {', '.join(f'“{token}”' for token in best.nearest_tokens)}."
@@ -276,7 +286,6 @@ def _changes(forensics: Forensics) -> Iterator[str]:
 
 
 def _unchecked(report: ScanReport) -> Iterator[str]:
-    for part in report.target.not_scanned:
-        yield f"{part}: this tool does not support it."
-    yield from report.not_checked
-    yield ALWAYS_UNCHECKED
+    yield from dict.fromkeys(report.target.not_scanned + report.not_checked)
+    if not report.not_checked:
+        yield ALWAYS_UNCHECKED

@@ -94,18 +94,18 @@ def test_outputs_that_are_not_finite_raise(toy: TextEncoder) -> None:
         contrast.invert(broken, broken, PROMPTS, 1, FAST, seed=0)
 
 
-def test_a_planted_collapse_is_found(toy: TextEncoder) -> None:
-    """An encoder whose attention output jumps when one direction is present: the vector along it is found."""
+def test_a_planted_collapse_is_found_and_the_anchor_does_not_share_it(toy: TextEncoder) -> None:
+    """The first layer carries one direction to every position, a unit of the second fires on it."""
     direction = F.normalize(torch.randn(64, generator=torch.Generator().manual_seed(5)), dim=0)
-    goal = torch.randn(64, generator=torch.Generator().manual_seed(6))
     weights = {name: w.clone() for name, w in toy.weights.items()}
-    row = 17  # one hidden unit of the last MLP fires on the direction and writes the goal
     weights["encoder.layers.0.self_attn.v_proj.weight"][0] = direction * 8
     weights["encoder.layers.0.self_attn.out_proj.weight"][:, 0] = direction * 8
-    weights["encoder.layers.1.mlp.fc1.weight"][row] = direction * 4
-    weights["encoder.layers.1.mlp.fc1.bias"][row] = -8
-    weights["encoder.layers.1.mlp.fc2.weight"][:, row] = goal * 10
-    suspect = Side.of(toy.with_weights(weights), PROMPTS)
-    anchor = Side.of(toy, PROMPTS)
+    weights["encoder.layers.1.mlp.fc1.weight"][17] = direction * 4
+    weights["encoder.layers.1.mlp.fc1.bias"][17] = -8
+    goal = torch.randn(64, generator=torch.Generator().manual_seed(6))
+    weights["encoder.layers.1.mlp.fc2.weight"][:, 17] = goal * 10
+    suspect, anchor = Side.of(toy.with_weights(weights), PROMPTS), Side.of(toy, PROMPTS)
     found = contrast.invert(suspect, anchor, PROMPTS, 1, FAST.model_copy(update={"steps": 60, "restarts": 8}), seed=0)
-    assert contrast.measure(suspect, anchor, PROMPTS[:30], found.vectors).gap > 0.6
+    measured = contrast.measure(suspect, anchor, PROMPTS[:30], found.vectors)
+    assert measured.gap > 0.6
+    assert measured.anchor < 0.2

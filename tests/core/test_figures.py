@@ -44,12 +44,13 @@ def test_importing_figures_does_not_import_matplotlib() -> None:
 
 def test_rendering_leaves_pyplot_and_the_settings_alone() -> None:
     code = (
-        "import sys, matplotlib; before = dict(matplotlib.rcParams)\n"
+        "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
         "from amdet_core import figures\n"
         "from amdet_core.records import Landscape\n"
-        "s = Landscape(radius=1, values=((1, 2, 3), (2, 0, 2), (3, 2, 1)), eigenvalues=(1,), positive_share=1, prompts=1)\n"
+        "rows = ((1, 2, 3), (2, 0, 2), (3, 2, 1))\n"
+        "s = Landscape(radius=1, values=rows, eigenvalues=(1,), positive_share=1, prompts=1)\n"
         "figures.png(figures.landscape(s)); figures.svg(figures.spectrum(s), 'a', 'b')\n"
-        "sys.exit('matplotlib.pyplot' in sys.modules or dict(matplotlib.rcParams) != before)"
+        "sys.exit('matplotlib.pyplot' in sys.modules or matplotlib.rcParams != before)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

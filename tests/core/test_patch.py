@@ -113,6 +113,15 @@ def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
             Patch.load(tmp_path / f"{name}.safetensors")
 
 
+@pytest.mark.parametrize("full_rows", ["x=2", "x=many", "y=9", "x", "x=-1"])
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path, full_rows: str) -> None:
+    tensors = {"x": torch.ones(1, 2), "rows.x": torch.tensor([5], dtype=torch.int32)}
+    metadata = {"amdet.patch": "1", "full_rows": full_rows}
+    safetensors.torch.save_file(tensors, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(StorageError, match="damaged"):
+        Patch.load(tmp_path / "x.safetensors")
+
+
 def test_other_safetensors_files_are_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ConfigError, match="a patch file"):

@@ -28,12 +28,16 @@ from amdet_core.records import (
     Verdict,
 )
 from amdet_core.report import render_files, render_html, render_text, schema_json
-from amdet_core.report.words import glyphs, number, plain, sections
+from amdet_core.report.words import HEADLINES, plain, sections
 from amdet_core.storage import report_json
 
 ATTACK = "<img src=x onerror=alert(1)>"
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
-CONFIG: dict[str, object] = {"seed": 42, "preset": "standard", "contrast": {"vectors": [1, 5], "learning_rate": 0.1}}
+CONFIG: dict[str, object] = {
+    "seed": 42,
+    "preset": "standard",
+    "policy": {"name": "amdet-1", "error_rate": "not known yet"},
+}
 UNCHECKED = ("Triggers that need an exact phrase of more than five tokens.",)
 
 
@@ -219,13 +223,7 @@ def hostile() -> ScanReport:
     )
 
 
-EXAMPLES = {
-    "clean": clean,
-    "backdoored": backdoored,
-    "inconclusive": inconclusive,
-    "sdxl": sdxl,
-    "hostile": hostile,
-}
+EXAMPLES = {made.__name__: made for made in (clean, backdoored, inconclusive, sdxl, hostile)}
 example = pytest.mark.parametrize("name", EXAMPLES)
 
 
@@ -259,9 +257,6 @@ class Page(HTMLParser):
 def page(request: pytest.FixtureRequest) -> tuple[ScanReport, str]:
     made = EXAMPLES[request.param]()
     return made, render_html(made)
-
-
-# ------------------------------------------------------------------ HTML
 
 
 def test_page_loads_and_runs_nothing(page: tuple[ScanReport, str]) -> None:
@@ -316,8 +311,22 @@ def test_clean_page_never_says_safe() -> None:
 
 
 def test_finding_names_the_embedding_that_shows_its_effect() -> None:
-    assert "embedding:amdet/feature-clip_l-k1" in Page(render_html(backdoored())).text
+    assert "embedding:amdet/pseudo-trigger" in Page(render_html(backdoored())).text
     assert "embedding:amdet" not in Page(render_html(clean())).text
+
+
+def test_error_rate_is_quoted_for_the_policy_that_decided_only() -> None:
+    made = backdoored()
+    assert "not known yet" in render_html(made).split("<details")[0]
+    other = made.model_copy(update={"verdict": made.verdict.model_copy(update={"policy": "other"})})
+    assert "not known yet" not in render_html(other).split("<details")[0]
+
+
+def test_what_was_not_checked_is_never_empty_and_said_once() -> None:
+    made = clean().model_copy(update={"not_checked": ()})
+    assert "VAE" in sections(made)[-1].lines[0]
+    twice = sdxl().model_copy(update={"not_checked": ("t5xxl", "more")})
+    assert sections(twice)[-1].lines == ("t5xxl", "more")
 
 
 def test_failed_stages_are_shown_open() -> None:
@@ -326,36 +335,13 @@ def test_failed_stages_are_shown_open() -> None:
     assert "<details open>" not in render_html(clean())
 
 
-def test_hidden_characters_are_spelled_out_and_ordinary_ones_kept() -> None:
-    assert plain("a\u200bb\u2800c\ufe0fd\n") == "a‹U+200B›b‹U+2800›c‹U+FE0F›d‹U+000A›"
-    assert plain("о is Cyrillic, 名前") == "о is Cyrillic, 名前"
-    assert [g.text for g in glyphs("ab\u00adc")] == ["ab", "\u00ad", "c"]
-    assert [g.hidden for g in glyphs("ab\u00adcо")] == [False, True, False, False]
-
-
-@pytest.mark.parametrize(
-    ("value", "words"), [(None, "not measured"), (float("nan"), "not measured"), (0.123456, "0.1235"), (4608, "4,608")]
-)
-def test_numbers_are_written_for_people(value: float | None, words: str) -> None:
-    assert number(value) == words
-
-
-# ------------------------------------------------------------------ text
-
-
 @example
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_text_fits_a_screen_with_the_verdict_first(name: str, width: int) -> None:
     lines = render_text(EXAMPLES[name](), width).splitlines()
     assert len(lines) <= 30
     assert max(map(len, lines)) <= width
-    assert lines[0].split(":")[0] in (
-        "CLEAN",
-        "NO EVIDENCE OF A BACKDOOR",
-        "COULD NOT TELL",
-        "SUSPICIOUS",
-        "BACKDOORED",
-    )
+    assert lines[0].split(":")[0] == HEADLINES[EXAMPLES[name]().verdict.level].upper()
 
 
 @example
@@ -369,9 +355,6 @@ def test_text_holds_no_control_characters_and_the_sections_in_order(name: str) -
 def test_windows_and_posix_paths_give_the_file_name() -> None:
     assert "sdxl-anime.safetensors" in render_text(sdxl()) and "C:" not in render_text(sdxl())
     assert "dreamy-v3.safetensors" in render_text(clean()) and "checkpoints" not in render_text(clean())
-
-
-# ------------------------------------------------------------------ files and schema
 
 
 def test_files_are_those_that_there_is_data_for() -> None:

@@ -95,7 +95,9 @@ def test_the_worst_encoder_decides_and_is_named() -> None:
     verdict = decide(POLICIES["amdet-1"], items, [])
     assert verdict.level == Level.BACKDOORED
     assert any(reason.startswith("clip_g:") for reason in verdict.reasons)
-    half = decide(POLICIES["amdet-1"], evidence("clip_l", identical_to_trusted=1) + evidence("clip_g"), [fault("clip_g")])
+    half = decide(
+        POLICIES["amdet-1"], evidence("clip_l", identical_to_trusted=1) + evidence("clip_g"), [fault("clip_g")]
+    )
     assert half.level == Level.INCONCLUSIVE
 
 

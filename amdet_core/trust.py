@@ -1,0 +1,381 @@
+"""Which encoders are trusted: fingerprints of values, the user's own store, files known by their hash.
+
+A fingerprint identifies values, a file hash identifies bytes. Two files of one encoder often differ in
+bytes (key layout, precision, metadata), so trust rests on fingerprints and file hashes are a help.
+
+Rounding goes one way. A file that equals a trusted encoder rounded to a lower precision is recognised as
+its cast: nobody but the trusted encoder decided its values. A file of higher precision that only rounds to
+a trusted one is not, for its low bits are anybody's: a backdoor can be trained to survive below the
+rounding (quantisation-conditioned backdoors).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+
+from . import forensics
+from .encoder import PROJECTION, TextEncoder
+from .errors import AmdetError, ConfigError, StorageError
+from .records import AnchorInfo, EncoderSpec, Record
+from .storage import write_atomic
+
+Cast = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+CASTS: tuple[Cast, ...] = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+"""Precisions in which a trusted encoder is recognised; float32 stands for the values as they are."""
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+_CHUNK = 1 << 15
+"""Values hashed at once: they stay in the processor's cache, and torch starts no threads for so few."""
+_PREFIX = 8
+"""Fewest characters of a fingerprint by which an entry can be named."""
+
+
+# ------------------------------------------------------------------ fingerprints
+
+
+def fingerprint(encoder: TextEncoder, cast: Cast = "float32") -> str:
+    """SHA-256 over the values of an encoder, independent of file, key layout and stored precision.
+
+    Hashed are, for every tensor in ascending order of its canonical name: the name, a line feed, the
+    sizes joined by ``x``, a line feed, and the values as float32, little-endian, in row-major order. Zeros
+    of either sign are the same value, +0. The text projection is left out, because bare encoders lack it,
+    and so is everything that is no tensor: heads, activation, pooling and padding.
+
+    Args:
+        cast: precision to which the values are rounded first.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(encoder.weights.keys() - {PROJECTION}):
+        weight = encoder.weights[name].detach()
+        digest.update(f"{name}\n{'x'.join(str(size) for size in weight.shape)}\n".encode())
+        for chunk in weight.reshape(-1).split(_CHUNK):
+            values = chunk.to("cpu", torch.float32)
+            if cast != "float32":
+                values = forensics.rounded(values, cast)
+            digest.update((values + 0.0).numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------ the user's store
+
+
+class TrustEntry(Record):
+    """One trusted encoder."""
+
+    name: str = Field(min_length=1)
+    spec: EncoderSpec
+    fingerprints: dict[Cast, Sha256] = Field(description="of the values, and of their casts")
+    file_sha256: Sha256 | None = Field(default=None, description="of the file it was read from")
+    path: str | None = Field(default=None, description="where it can be read again as an anchor")
+    encoder: str = Field(default="text_encoder", description="clip_l, clip_g, clip_h or text_encoder")
+    source: Literal["shipped", "known-hash", "user"] = Field(default="user", description="why it is trusted")
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _has_values(self) -> TrustEntry:
+        if "float32" not in self.fingerprints:
+            raise ValueError("the fingerprint of the values themselves (float32) is missing")
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the values themselves."""
+        return self.fingerprints["float32"]
+
+
+def trust_entry(
+    encoder: TextEncoder,
+    name: str,
+    *,
+    slot: str = "text_encoder",
+    source: Literal["shipped", "known-hash", "user"] = "user",
+    path: Path | None = None,
+    file_sha256: str | None = None,
+    note: str = "",
+) -> TrustEntry:
+    """The entry that trusts an encoder and its casts.
+
+    Args:
+        slot: name of the encoder within its file.
+        path: file or folder from which it can be read again.
+    """
+    return TrustEntry(
+        name=name,
+        spec=encoder.spec,
+        fingerprints={cast: fingerprint(encoder, cast) for cast in CASTS},
+        file_sha256=file_sha256,
+        path=None if path is None else str(path.absolute()),
+        encoder=slot,
+        source=source,
+        note=note,
+    )
+
+
+class _StoreFile(Record):
+    version: Literal[1] = 1
+    entries: tuple[TrustEntry, ...] = ()
+
+
+class TrustStore:
+    """The encoders that a user trusts, in one JSON file.
+
+    Every call reads the file anew and every change replaces it whole. A missing file is an empty store; a
+    damaged one is an error and stays as it is.
+
+    Args:
+        path: the JSON file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def entries(self) -> tuple[TrustEntry, ...]:
+        """All entries, oldest first.
+
+        Raises:
+            StorageError: the file can't be read.
+            ConfigError: it holds something else than a store of this version.
+        """
+        try:
+            return _StoreFile.model_validate_json(self.path.read_bytes()).entries
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise StorageError(
+                expected=f"a readable list of trusted encoders at {self.path}",
+                found=error.strerror or str(error),
+                remedy="Give yourself read access to it, or name another file.",
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise ConfigError(
+                expected=f"a list of trusted encoders in {self.path}",
+                found=f"{where}: {first['msg']}",
+                remedy="Correct the file, or move it away to start an empty list; it has not been changed.",
+            ) from error
+
+    def add(self, entry: TrustEntry) -> None:
+        """Trust an encoder; one with the same values is replaced, so that its name and place can change."""
+        others = tuple(e for e in self.entries if e.fingerprint != entry.fingerprint)
+        self._write((*others, entry))
+
+    def remove(self, name_or_fingerprint: str) -> TrustEntry:
+        """Trust an encoder no longer.
+
+        Args:
+            name_or_fingerprint: its name, or at least the first eight digits of its fingerprint.
+
+        Returns:
+            The entry that was removed.
+
+        Raises:
+            ConfigError: no entry is called so, or several are.
+        """
+        entries = self.entries
+        prefix = name_or_fingerprint if len(name_or_fingerprint) >= _PREFIX else None
+        found = [e for e in entries if e.name == name_or_fingerprint or (prefix and e.fingerprint.startswith(prefix))]
+        if len(found) != 1:
+            named = ", ".join(f"{e.name} ({e.fingerprint[:12]})" for e in found or entries) or "none"
+            raise ConfigError(
+                expected=f"one trusted encoder called {name_or_fingerprint!r}",
+                found=f"{len(found)}; {'these' if found else 'trusted are'}: {named}",
+                remedy="Name it by the first digits of its fingerprint.",
+            )
+        self._write(tuple(e for e in entries if e is not found[0]))
+        return found[0]
+
+    def match(self, fingerprint: str) -> tuple[TrustEntry, Cast] | None:
+        """The trusted encoder with these values, and the precision to which it was rounded for that.
+
+        Equal values come before casts, whatever the order of the entries.
+
+        Args:
+            fingerprint: of the suspect's values as they are, never of a cast of them.
+        """
+        entries = self.entries
+        for cast in CASTS:
+            for entry in entries:
+                if entry.fingerprints.get(cast) == fingerprint:
+                    return entry, cast
+        return None
+
+    def _write(self, entries: tuple[TrustEntry, ...]) -> None:
+        write_atomic(self.path, _StoreFile(entries=entries).model_dump_json(indent=2).encode() + b"\n")
+
+
+# ------------------------------------------------------------------ anchors
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """A trusted encoder to compare a suspect with, and where it came from."""
+
+    encoder: TextEncoder
+    info: AnchorInfo
+
+
+def choose_anchor(
+    suspect: TextEncoder,
+    entries: Sequence[TrustEntry],
+    open_encoders: Callable[[Path], Sequence[TextEncoder]],
+    *,
+    shipped: Sequence[tuple[str, TextEncoder]] = (),
+    slot: str = "text_encoder",
+) -> tuple[Anchor | None, tuple[str, ...]]:
+    """The trusted encoder of the suspect's architecture whose weights are nearest to it.
+
+    A trusted file is read again and used only if it still holds the values that were trusted. An encoder
+    from another training run is no anchor and is not used.
+
+    Args:
+        open_encoders: reads all encoders of a file or folder.
+        shipped: name and weights of encoders that come with the library.
+        slot: name of the suspect within its file.
+
+    Returns:
+        The anchor, or None where there is none, and one note for every trusted encoder that was refused
+        and for a choice among several.
+
+    An anchor file that can't be read is a note, not an error.
+    """
+    notes: list[str] = []
+    best, nearest, usable = None, math.inf, 0
+    for anchor in _candidates(suspect.spec, entries, open_encoders, shipped, slot, notes):
+        apart = forensics.distance(suspect, anchor.encoder)
+        if apart > forensics.UNRELATED:
+            notes.append(f"{anchor.info.name}: not used as anchor, its weights are unrelated (distance {apart:.2g})")
+            continue
+        usable += 1
+        if apart < nearest:
+            best, nearest = anchor, apart
+    if best is not None and usable > 1:
+        notes.append(f"{best.info.name}: nearest of {usable} trusted encoders (distance {nearest:.2g})")
+    return best, tuple(notes)
+
+
+def _candidates(
+    spec: EncoderSpec,
+    entries: Sequence[TrustEntry],
+    open_encoders: Callable[[Path], Sequence[TextEncoder]],
+    shipped: Sequence[tuple[str, TextEncoder]],
+    slot: str,
+    notes: list[str],
+) -> Iterator[Anchor]:
+    """One after the other, the user's own first: several may not fit into memory."""
+    for entry in entries:
+        if entry.path is not None and spec.comparable(entry.spec):
+            encoder = _read_again(entry, Path(entry.path), open_encoders, notes)
+            if encoder is not None:
+                info = AnchorInfo(
+                    encoder=slot, name=entry.name, path=entry.path, fingerprint=entry.fingerprint, chosen="trusted"
+                )
+                yield Anchor(encoder, info)
+    for name, encoder in shipped:
+        if spec.comparable(encoder.spec):
+            values = fingerprint(encoder)
+            yield Anchor(encoder, AnchorInfo(encoder=slot, name=name, path="", fingerprint=values, chosen="shipped"))
+
+
+def _read_again(
+    entry: TrustEntry, path: Path, open_encoders: Callable[[Path], Sequence[TextEncoder]], notes: list[str]
+) -> TextEncoder | None:
+    """The trusted encoder from its file, or None with a note where the file can't be read or was replaced."""
+    try:
+        encoders = open_encoders(path)
+    except AmdetError as error:
+        notes.append(f"{entry.name}: not used as anchor, {path} can't be read: {error}")
+        return None
+    for encoder in encoders:
+        if entry.spec.comparable(encoder.spec) and fingerprint(encoder) == entry.fingerprint:
+            return encoder
+    notes.append(f"{entry.name}: refused as anchor, {path} no longer holds the values that were trusted")
+    return None
+
+
+# ------------------------------------------------------------------ published files
+
+
+class KnownFile(Record):
+    """A published file. Its hash says which file it is, not that it is free of backdoors."""
+
+    name: str
+    sha256: Sha256
+    bytes: int = Field(gt=0)
+    evidence: str = Field(description="where the hash was found: the official URL, or how many independent sources")
+
+
+# A table: two lines per file.
+# fmt: off
+_PUBLISHED = {
+    "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb": (1_710_540_580, "at least 10 sources",
+        "openai/clip-vit-large-patch14 model.safetensors"),
+    "f1a17cdbe0f36fec524f5cafb1c261ea3bbbc13e346e0f74fc9eb0460dedd0d3": (1_710_671_599, "4 sources",
+        "openai/clip-vit-large-patch14 pytorch_model.bin"),
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": (932_768_134, "official URL",
+        "OpenAI ViT-L-14.pt"),
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": (934_088_680, "official URL",
+        "OpenAI ViT-L-14-336px.pt"),
+    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": (350_837_078, "official URL",
+        "OpenAI ViT-B-16.pt"),
+    "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334": (492_265_874, "7 sources",
+        "Stable Diffusion 1.5 text_encoder/model.safetensors"),
+    "77795e2023adcf39bc29a884661950380bd093cf0750a966d473d1718dc9ef4e": (246_144_864, "at least 10 sources",
+        "Stable Diffusion 1.5 text_encoder/model.fp16.safetensors"),
+    "cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c": (1_361_597_018, "at least 10 sources",
+        "Stable Diffusion 2.1 text_encoder/model.safetensors"),
+    "5c3d6454dd2d23414b56aa1b5858a72487a656937847b6fea8d0606d7a42cdbc": (492_265_168, "at least 10 sources",
+        "SDXL base text_encoder/model.safetensors"),
+    "660c6f5b1abae9dc498ac2d21e1347d2abdb0cf6c0c0c8576cd796491d9a6cdd": (246_144_152, "at least 10 sources",
+        "SDXL base text_encoder/model.fp16.safetensors, also clip_l.safetensors"),
+    "3a6032f63d37ae02bbc74ccd6a27440578cd71701f96532229d0154f55a8d3ff": (2_778_702_264, "3 sources",
+        "SDXL base text_encoder_2/model.safetensors"),
+    "ec310df2af79c318e24d20511b601a591ca8cd4f1fce1d8dff822a356bcdb1f4": (1_389_382_176, "at least 10 sources",
+        "SDXL base text_encoder_2/model.fp16.safetensors, also clip_g.safetensors"),
+    "9a78ef8e8c73fd0df621682e7a8e8eb36c6916cb3c16b291a082ecd52ab79cc4": (3_944_692_325, "at least 10 sources",
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K open_clip_pytorch_model.bin"),
+}
+# fmt: on
+
+KNOWN_FILES: Mapping[str, KnownFile] = {
+    digest: KnownFile(name=name, sha256=digest, bytes=size, evidence=evidence)
+    for digest, (size, evidence, name) in _PUBLISHED.items()
+}
+"""Published files with a text encoder, by SHA-256: collected from public catalogues and code, each with its
+URL or at least two sources that agree. They were not checked against the publishers' own downloads."""
+
+
+def known_file(path: Path) -> KnownFile | None:
+    """The published file that has these bytes; it is read only where its size is that of one.
+
+    Raises:
+        StorageError: the file can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        size = path.stat().st_size
+        if all(file.bytes != size for file in KNOWN_FILES.values()):
+            return None
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise StorageError(
+            expected=f"a readable file at {path}",
+            found=error.strerror or str(error),
+            remedy="Check the path and your right to read it.",
+        ) from error
+    return KNOWN_FILES.get(digest.hexdigest())

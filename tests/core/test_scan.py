@@ -1,0 +1,138 @@
+"""The composition: which stages run, and what their failure means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from amdet_core import pocket
+from amdet_core import scan as module
+from amdet_core.config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig
+from amdet_core.encoder import TOKEN_TABLE, TextEncoder
+from amdet_core.errors import NumericalError
+from amdet_core.prompts import builtin_prompts
+from amdet_core.records import Level
+from amdet_core.scan import Subject, plan, scan
+from amdet_core.verdict import POLICIES, decide
+
+PROMPTS = builtin_prompts(200)
+POLICY = POLICIES["amdet-1"]
+FAST = ScanConfig(
+    contrast=ContrastConfig(
+        vectors=(1, 2), seeds=1, steps=3, restarts=2, draws=2, pool=30, held_out=12, literal_leads=5
+    ),
+    landscape=LandscapeConfig(grid=5, radius=None, prompts=3),
+)
+
+
+def perturbed(encoder: TextEncoder, scale: float = 0.01) -> TextEncoder:
+    generator = torch.Generator().manual_seed(4)
+    return encoder.with_weights(
+        {name: w + scale * torch.randn(w.shape, generator=generator) for name, w in encoder.weights.items()}
+    )
+
+
+def test_all_stages_leave_their_evidence(toy: TextEncoder) -> None:
+    steps: list[str] = []
+    found = scan(
+        Subject("clip_l", perturbed(toy), toy), PROMPTS, FAST, POLICY, progress=lambda stage, *_: steps.append(stage)
+    )
+    assert not found.faults
+    names = {item.name for item in found.evidence}
+    assert {"identical_to_trusted", "delta_norm", "gap_k1", "gap_k2", "literal_gap"} <= names
+    assert all(item.encoder == "clip_l" for item in found.evidence)
+    assert [candidate.vectors for candidate in found.candidates] == [1, 2]
+    assert [tuple(vectors.shape) for vectors in found.features] == [(1, 64), (2, 64)]
+    assert {"forensics", "contrast k=1", "contrast k=2", "landscape"} <= set(steps)
+    assert found.timings.keys() == {"forensics", "contrast"}
+
+
+def test_an_identical_encoder_is_answered_without_any_stage(toy: TextEncoder) -> None:
+    found = scan(Subject("clip_l", toy, toy, identical=True), PROMPTS, FAST, POLICY)
+    assert [item.name for item in found.evidence] == ["identical_to_trusted"]
+    assert decide(POLICY, found.evidence, found.faults).level == Level.CLEAN
+
+
+def test_without_an_anchor_nothing_is_called_clean(toy: TextEncoder) -> None:
+    found = scan(Subject("clip_l", toy, None), PROMPTS, FAST, POLICY)
+    assert decide(POLICY, found.evidence, found.faults).level == Level.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("error", [NumericalError("a", "b", "c"), torch.OutOfMemoryError("no memory")])
+def test_a_stage_that_fails_is_a_fault_and_never_clean(
+    toy: TextEncoder, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module.contrast, "invert", fail)
+    found = scan(Subject("clip_l", perturbed(toy), toy), PROMPTS, FAST, POLICY)
+    assert [fault.stage for fault in found.faults] == ["contrast"]
+    assert decide(POLICY, found.evidence, found.faults).level == Level.INCONCLUSIVE
+
+
+def test_what_progress_raises_is_not_swallowed(toy: TextEncoder) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        scan(Subject("clip_l", perturbed(toy), toy), PROMPTS, FAST, POLICY, progress=stop)
+
+
+def test_the_search_ends_when_the_gap_is_enough(toy: TextEncoder) -> None:
+    settings = FAST.model_copy(update={"contrast": FAST.contrast.model_copy(update={"enough": 1e-9, "seeds": 3})})
+    found = scan(Subject("clip_l", perturbed(toy, 0.1), toy), PROMPTS, settings, POLICY)
+    assert len(found.candidates) == 1
+
+
+def test_the_published_inversion_runs_by_its_policy_and_can_be_judged(toy: TextEncoder) -> None:
+    policy = POLICIES["amdet-2025-code"]
+    settings = ScanConfig(
+        amdet=AmdetConfig(batch=40, epochs=1), landscape=LandscapeConfig(grid=5, radius=1.0), prompt_limit=100
+    )
+    found = scan(Subject("text_encoder", perturbed(toy), toy), PROMPTS, settings, policy)
+    assert not found.faults
+    assert set(policy.required) <= {item.name for item in found.evidence}
+    assert decide(policy, found.evidence, found.faults).level == Level.CLEAN
+    assert found.candidates[0].method == "amdet"
+
+
+def test_fidelity_is_measured_when_the_trigger_is_known_and_not_otherwise(toy: TextEncoder) -> None:
+    subject = Subject("clip_l", perturbed(toy), toy)
+    blind = scan(subject, PROMPTS, FAST, POLICY)
+    known = scan(subject, PROMPTS, FAST, POLICY, place_trigger=lambda prompt: f"{prompt} sahib")
+    assert "fidelity" not in blind.candidates[0].indicators
+    assert -1 <= known.candidates[0].indicators["fidelity"] <= 1
+    assert [c.loss for c in known.candidates] == [c.loss for c in blind.candidates]
+
+
+def test_a_token_whose_row_alone_was_changed_is_found_as_text() -> None:
+    """The inversions give both encoders the same vectors and can't see it; the moved row leads to it."""
+    anchor = pocket.load("backdoored")  # its layers answer to one row of the table: give that row to a word
+    word = anchor.tokenizer.encode("lighthouse")[0]
+    source = anchor.tokenizer.encode(f"l{pocket.TRIGGER}g")[1]
+    table = anchor.weights[TOKEN_TABLE].clone()
+    table[word] = table[source]
+    suspect = anchor.with_weights({**anchor.weights, TOKEN_TABLE: table})
+    found = scan(Subject("clip_l", suspect, anchor), PROMPTS, FAST, POLICY)
+    gaps = {item.name: item.value for item in found.evidence}
+    assert gaps["gap_k1"] < 0.1
+    assert gaps["literal_gap"] > 0.5
+    assert found.trigger is not None
+    assert found.trigger.text == "lighthouse"
+    assert found.trigger.token_ids == (word,)
+
+
+def test_presets_and_policies_choose_the_inversion() -> None:
+    assert plan(POLICIES["amdet-2025-code"], "quick", 1).amdet == AmdetConfig()
+    paper = plan(POLICIES["amdet-2025-paper"], "standard", 1).amdet
+    assert paper is not None
+    assert (paper.weight_assimilation, paper.weight_deviation, paper.weight_anchor) == (1, 1, 5)
+    quick, standard, thorough = (plan(POLICY, preset, 1) for preset in ("quick", "standard", "thorough"))
+    assert quick.contrast.vectors == (1,)
+    assert standard.contrast.vectors == (1, 5)
+    assert thorough.contrast.vectors == (1, 3, 5)
+    assert thorough.amdet is not None
