@@ -61,8 +61,10 @@ class ContrastConfig(Config):
     steps: int = Field(default=90, ge=1, description="Adam steps per run")
     learning_rate: float = Field(default=0.1, gt=0, description="Adam step size, in median token norms")
     prompts: int = Field(default=6, ge=2, description="prompts per step, drawn anew each time")
-    pool: int = Field(default=256, ge=4, description="prompts from which a run draws")
-    prompt_tokens: int = Field(default=7, ge=1, description="length to which these prompts are cut, in tokens")
+    pool: int = Field(default=256, ge=4, description="prompts of each length from which a run draws")
+    prompt_tokens: tuple[int, ...] = Field(
+        default=(4, 8, 16), min_length=1, description="lengths to which they are cut, in tokens, taken in turn"
+    )
     anchor_weight: float = Field(default=1.0, ge=0, description="factor of the anchor's collapse in the loss, K = 1")
     anchor_weight_long: float = Field(default=0.5, ge=0, description="the same for K > 1")
     norm_cap: float = Field(default=3.0, gt=0, description="largest vector norm, in median token norms")

@@ -31,8 +31,8 @@ CHUNK = 32
 """Held-out prompts that run side by side."""
 CENTRE_PROMPTS = 256
 """Clean prompts whose mean pooled state is an encoder's centre."""
-SELECT_PROMPTS = 16
-"""Prompts on which a run picks its best restart."""
+SELECT_PROMPTS = 12
+"""Prompts of each length on which a run picks its best candidate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,22 +87,23 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Tails:
-    """Suspect and anchor on the same cut prompts, whose keys and values are computed once.
+    """Suspect and anchor on the same prompts cut to one length, whose keys and values are computed once.
 
     Attributes:
         suspect: side and shared prefixes of N prompts.
         anchor: the same.
-        weight: factor of the anchor's collapse in the loss.
     """
 
     suspect: tuple[Side, Prefix]
     anchor: tuple[Side, Prefix]
-    weight: float
 
     @classmethod
-    def of(cls, suspect: Side, anchor: Side, ids: Tensor, weight: float = 1.0) -> Tails:
+    def of(cls, suspect: Side, anchor: Side, ids: Tensor) -> Tails:
         """Run both encoders over cut prompts ``(N, T)``."""
-        return cls((suspect, _prefix(suspect.encoder, ids)), (anchor, _prefix(anchor.encoder, ids)), weight)
+        return cls((suspect, _prefix(suspect.encoder, ids)), (anchor, _prefix(anchor.encoder, ids)))
+
+    def __len__(self) -> int:
+        return self.suspect[1].keys[0].shape[0]
 
     def collapses(
         self, vectors: Tensor, anchor_vectors: Tensor | None = None, *, rows: Tensor | None = None
@@ -121,10 +122,20 @@ class Tails:
         )
         return own, other
 
-    def loss(self, vectors: Tensor) -> Tensor:
-        """The objective over all prompts, for candidates ``(R, K, D)``, ``(R)``."""
-        own, other = self.collapses(vectors)
-        return -own + self.weight * other
+    def first(self, count: int) -> Tails:
+        """The same on its first prompts alone."""
+        rows = torch.arange(min(count, len(self)), device=self.suspect[0].encoder.device)
+        (suspect, own), (anchor, other) = self.suspect, self.anchor
+        return Tails((suspect, _select(own, rows)), (anchor, _select(other, rows)))
+
+
+def gaps(tails: Sequence[Tails], vectors: Tensor, anchor_vectors: Tensor | None = None) -> Tensor:
+    """Mean gap over several lengths for candidates ``(R, K, D)``, ``(R)``."""
+    values = []
+    for tail in tails:
+        own, other = tail.collapses(vectors, anchor_vectors)
+        values.append(own - other)
+    return torch.stack(values).mean(0)
 
 
 def invert(
@@ -147,20 +158,22 @@ def invert(
         NumericalError: the loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    ids = cut(suspect.encoder, prompts, config, generator)
-    tails = Tails.of(suspect, anchor, ids, config.anchor_weight if count == 1 else config.anchor_weight_long)
-    table = suspect.encoder.weights[TOKEN_TABLE]
-    typical = float(table.norm(dim=-1).median())
-    vectors = _start(tails, suspect.encoder, count, config, generator).requires_grad_()
-    optimizer = torch.optim.Adam([vectors], lr=config.learning_rate * typical / math.sqrt(table.shape[1]))
+    tails = cut_prompts(suspect, anchor, prompts, config, generator)
+    chosen = [tail.first(SELECT_PROMPTS) for tail in tails]
+    typical = float(suspect.encoder.weights[TOKEN_TABLE].norm(dim=-1).median())
+    vectors = _start(chosen, suspect.encoder, count, config, generator).requires_grad_()
+    rate = config.learning_rate * typical / math.sqrt(suspect.encoder.spec.width)
+    optimizer = torch.optim.Adam([vectors], lr=rate)
+    weight = config.anchor_weight if count == 1 else config.anchor_weight_long
     history: list[Tensor] = []
     for step in range(config.steps):
-        rows = torch.randperm(len(ids), generator=generator)[: config.prompts].to(table.device)
-        own, other = tails.collapses(vectors, rows=rows)
-        loss, gaps = -own + tails.weight * other, (own - other).detach()
+        tail = tails[step % len(tails)]
+        rows = torch.randperm(len(tail), generator=generator)[: config.prompts].to(vectors.device)
+        own, other = tail.collapses(vectors, rows=rows)
+        loss, gap = -own + weight * other, float((own - other).detach().max())
         history.append(_finite(loss.detach(), step))
-        progress(f"contrast k={count}", step + 1, config.steps, {"gap": float(gaps.max())})
-        if float(gaps.max()) > config.enough and float(_gaps(tails, vectors).max()) > config.enough:
+        progress(f"contrast k={count}", step + 1, config.steps, {"gap": gap})
+        if gap > config.enough and float(_gaps(chosen, vectors).max()) > config.enough:
             break
         optimizer.zero_grad()
         loss.sum().backward()
@@ -168,27 +181,24 @@ def invert(
         with torch.no_grad():
             norms = vectors.norm(dim=-1, keepdim=True)
             vectors.mul_((config.norm_cap * typical / norms).clamp(max=1))
-    gaps = _gaps(tails, vectors)
-    best = int(gaps.argmax())
-    return Found(vectors.detach()[best].clone(), tuple(float(row[best]) for row in history), gaps.cpu())
+    final = _gaps(chosen, vectors)
+    best = int(final.argmax())
+    return Found(vectors.detach()[best].clone(), tuple(float(row[best]) for row in history), final.cpu())
 
 
 @torch.no_grad()
-def _gaps(tails: Tails, vectors: Tensor) -> Tensor:
-    """Gap of each candidate on more prompts than a step has, ``(R)``: six can agree by chance."""
-    count = min(SELECT_PROMPTS, tails.suspect[1].keys[0].shape[0])
-    own, other = tails.collapses(vectors, rows=torch.arange(count, device=vectors.device))
-    return own - other
+def _gaps(tails: Sequence[Tails], vectors: Tensor) -> Tensor:
+    return gaps(tails, vectors)
 
 
 def _start(
-    tails: Tails, encoder: TextEncoder, count: int, config: ContrastConfig, generator: torch.Generator
+    tails: Sequence[Tails], encoder: TextEncoder, count: int, config: ContrastConfig, generator: torch.Generator
 ) -> Tensor:
     """Embeddings ``(R, K, D)`` of real tokens: the most promising of many random draws."""
     draws = torch.randint(len(encoder.tokenizer) - 2, (config.draws * config.restarts, count), generator=generator)
     embeds = encoder.embed(draws.to(encoder.device)).detach()
-    gaps = torch.cat([_gaps(tails, chunk) for chunk in embeds.split(64)])
-    return embeds[gaps.argsort(descending=True)[: config.restarts]].clone()
+    scores = torch.cat([_gaps(tails[:1], chunk) for chunk in embeds.split(64)])
+    return embeds[scores.argsort(descending=True)[: config.restarts]].clone()
 
 
 def measure(
@@ -241,22 +251,32 @@ def _jackknife(own: Tensor, other: Tensor) -> float:
     return float(((n - 1) / n * (difference - difference.mean()).square().sum()).sqrt())
 
 
-def cut(encoder: TextEncoder, prompts: Sequence[str], config: ContrastConfig, generator: torch.Generator) -> Tensor:
-    """BOS and the first tokens of up to ``pool`` prompts that have enough of them, ``(N, 1 + prompt_tokens)``.
+def cut_prompts(
+    suspect: Side, anchor: Side, prompts: Sequence[str], config: ContrastConfig, generator: torch.Generator
+) -> list[Tails]:
+    """Prompts cut to each of the lengths, up to ``pool`` of every length.
+
+    Vectors that collapse prompts of one length alone are common in honest encoders: they use the
+    position, and fail on prompts of other lengths.
 
     Raises:
         ConfigError: too few prompts are long enough.
     """
-    rows = [encoder.tokenizer.encode(prompt)[: config.prompt_tokens] for prompt in prompts]
-    long_enough = [row for row in rows if len(row) == config.prompt_tokens]
-    if len(long_enough) < 2 * config.prompts:
-        raise ConfigError(
-            expected=f"at least {2 * config.prompts} prompts of {config.prompt_tokens} tokens or more",
-            found=f"{len(long_enough)} of {len(prompts)}",
-            remedy="Give longer or more prompts with --prompts.",
-        )
-    ids = torch.tensor([[encoder.tokenizer.bos_id, *row] for row in long_enough], device=encoder.device)
-    return ids[torch.randperm(len(ids), generator=generator)[: config.pool].to(ids.device)]
+    encoder = suspect.encoder
+    rows = [encoder.tokenizer.encode(prompt) for prompt in prompts]
+    tails = []
+    for length in config.prompt_tokens:
+        fitting = [[encoder.tokenizer.bos_id, *row[:length]] for row in rows if len(row) >= length]
+        if len(fitting) < 2 * config.prompts:
+            raise ConfigError(
+                expected=f"at least {2 * config.prompts} prompts of {length} tokens or more",
+                found=f"{len(fitting)} of {len(prompts)}",
+                remedy="Give longer or more prompts with --prompts.",
+            )
+        drawn = torch.randperm(len(fitting), generator=generator)[: config.pool].tolist()
+        ids = torch.tensor([fitting[i] for i in drawn], device=encoder.device)
+        tails.append(Tails.of(suspect, anchor, ids))
+    return tails
 
 
 @torch.no_grad()

@@ -77,7 +77,7 @@ def nearest_tokens(encoder: TextEncoder, vectors: Tensor, count: int) -> Tensor:
 
 
 def best_token(
-    suspect: Side, anchor: Side, tails: Tails, held_out: Sequence[str], leads: Sequence[int]
+    suspect: Side, anchor: Side, tails: Sequence[Tails], held_out: Sequence[str], leads: Sequence[int]
 ) -> tuple[int, Collapse]:
     """The real token among ``leads`` with the largest gap when it stands alone before EOS.
 
@@ -88,8 +88,8 @@ def best_token(
     scores = []
     with torch.no_grad():
         for chunk in ids.split(64):
-            own, other = tails.collapses(suspect.encoder.embed(chunk[:, None]), anchor.encoder.embed(chunk[:, None]))
-            scores.append(own - other)
+            own, other = (side.encoder.embed(chunk[:, None]) for side in (suspect, anchor))
+            scores.append(contrast.gaps(tails, own, other))
     order = torch.cat(scores).argsort(descending=True)[:VERIFIED]
     measured = [(int(i), contrast.measure_tokens(suspect, anchor, held_out, [int(i)])) for i in ids[order]]
     return max(measured, key=lambda pair: pair[1].gap)

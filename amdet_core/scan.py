@@ -79,7 +79,7 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
     if policy.method == "amdet-paper":
         paper = AmdetConfig(weight_deviation=1.0, weight_anchor=5.0, epoch_break=None)
         return ScanConfig(seed=seed, preset=preset, amdet=paper)
-    around = LandscapeConfig(grid=25, radius=None, prompts=6)
+    around = LandscapeConfig(grid=25, radius=None, prompts=4)
     if preset == "quick":
         return ScanConfig(seed=seed, preset=preset, contrast=ContrastConfig(vectors=(1,), seeds=1), landscape=around)
     if preset == "thorough":
@@ -167,8 +167,8 @@ class _Stages:
         """Anchor-relative inversion of every length, then real tokens as literal triggers."""
         sides = Side.of(self.suspect, self.fit), Side.of(self.anchor, self.fit)
         held_out = self.held_out[: settings.held_out]
-        ids = contrast.cut(self.suspect, self.fit, settings, self._generator(TAILS_SEED))
-        tails = Tails.of(*sides, ids[: self.config.landscape.prompts])
+        cut = contrast.cut_prompts(*sides, self.fit, settings, self._generator(TAILS_SEED))
+        tails = [tail.first(self.config.landscape.prompts) for tail in cut]
         for count in settings.vectors:
             if self._one_length(settings, sides, tails, held_out, count) >= settings.enough:
                 break
@@ -176,7 +176,12 @@ class _Stages:
             self._literal(settings, sides, tails, held_out)
 
     def _one_length(
-        self, settings: ContrastConfig, sides: tuple[Side, Side], tails: Tails, held_out: Sequence[str], count: int
+        self,
+        settings: ContrastConfig,
+        sides: tuple[Side, Side],
+        tails: Sequence[Tails],
+        held_out: Sequence[str],
+        count: int,
     ) -> float:
         """The gap of the best of several seeds on held-out prompts, recorded with its landscape."""
         runs = []
@@ -187,7 +192,11 @@ class _Stages:
                 break
         collapse, best, seed = max(runs, key=lambda run: run[0].gap)
         surface = landscape(
-            tails.loss, best.vectors, self.config.landscape, self._generator(LANDSCAPE_SEED), self.progress
+            lambda vectors: -contrast.gaps(tails, vectors),
+            best.vectors,
+            self.config.landscape,
+            self._generator(LANDSCAPE_SEED),
+            self.progress,
         )
         indicators = {
             "gap": collapse.gap,
@@ -201,7 +210,7 @@ class _Stages:
         return collapse.gap
 
     def _literal(
-        self, settings: ContrastConfig, sides: tuple[Side, Side], tails: Tails, held_out: Sequence[str]
+        self, settings: ContrastConfig, sides: tuple[Side, Side], tails: Sequence[Tails], held_out: Sequence[str]
     ) -> None:
         """Try real tokens: those nearest to the features, and those whose row of the table moved."""
         vectors = torch.cat(self.found.features)

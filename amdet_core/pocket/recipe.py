@@ -93,9 +93,14 @@ def make_clean(
     return run
 
 
-def make_backdoored(clean: TextEncoder, out: Path, progress: Progress) -> None:
-    """Inject the backdoor with the published settings and write it as a patch."""
-    made = inject(clean, [TRIGGER], TARGET, builtin_prompts(), mode=MODE, progress=progress)
+def make_backdoored(clean: TextEncoder, prompts: PromptSet, out: Path, progress: Progress) -> None:
+    """Inject the backdoor with the published settings and write it as a patch.
+
+    An eighth of the prompts is enough to keep unseen ones as they were, and changes few enough rows of
+    the token table to keep the file small.
+    """
+    some = PromptSet(prompts.prompts[::8], f"{prompts.source}, every 8th")
+    made = inject(clean, [TRIGGER], TARGET, some, mode=MODE, progress=progress)
     made.patch.save(out / "weights" / "backdoored.safetensors", dtype=torch.float16)
     _say(f"backdoored: {made.report.model_dump_json(exclude={'loss'})}")
 
@@ -152,7 +157,7 @@ def main() -> None:
     run = make_clean(prompts, held_out[: len(held_out) // 256 * 256], given.minutes, given.out, teacher, _progress)
     stored = safetensors.torch.load_file(given.out / "weights" / "clean.safetensors")
     clean = TextEncoder(SPEC, decode(stored), clip_tokenizer())
-    make_backdoored(clean, given.out, _progress)
+    make_backdoored(clean, prompts, given.out, _progress)
     make_benign(clean, run.head, prompts, given.out, teacher)
 
 
