@@ -13,7 +13,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from . import __version__
@@ -295,16 +294,18 @@ def _run() -> int:
     """Exit code of the command line; a crash is 2 too, for 1 would say that something was found."""
     try:
         code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return 2
     except AmdetError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("\ninterrupted\n")
         return 130
-    except Exception:
+    except Exception as error:
+        # Wrong usage: which class it is depends on typer's version, with its own click or without.
+        show = getattr(error, "show", None)
+        if show is not None and hasattr(error, "exit_code"):
+            show()
+            return 2
         traceback.print_exc()
         sys.stderr.write("error: this is a bug in amdet; please report it with the lines above\n")
         return 2

@@ -57,18 +57,20 @@ class ContrastConfig(Config):
     vectors: tuple[int, ...] = Field(default=(1, 3, 5), description="lengths K tried one after the other")
     seeds: int = Field(default=2, ge=1, description="independent runs per length, each on its own prompts")
     restarts: int = Field(default=8, ge=1, description="candidates side by side in one run")
-    draws: int = Field(default=32, ge=1, description="random starts from which each candidate's is chosen")
-    steps: int = Field(default=90, ge=1, description="Adam steps per run")
+    draws: int = Field(default=16, ge=1, description="random starts from which each candidate's is chosen")
+    steps: int = Field(default=60, ge=1, description="Adam steps per run")
     learning_rate: float = Field(default=0.1, gt=0, description="Adam step size, in median token norms")
     prompts: int = Field(default=6, ge=2, description="prompts per step, drawn anew each time")
-    pool: int = Field(default=256, ge=4, description="prompts of each length from which a run draws")
+    pool: int = Field(default=96, ge=4, description="prompts of each length from which a run draws")
     prompt_tokens: tuple[int, ...] = Field(
         default=(4, 8, 16), min_length=1, description="lengths to which they are cut, in tokens, taken in turn"
     )
     anchor_weight: float = Field(default=1.0, ge=0, description="factor of the anchor's collapse in the loss, K = 1")
     anchor_weight_long: float = Field(default=0.5, ge=0, description="the same for K > 1")
     norm_cap: float = Field(default=3.0, gt=0, description="largest vector norm, in median token norms")
-    enough: float = Field(default=0.9, gt=0, le=1, description="gap at which a run, and the search, stops early")
+    enough: float = Field(
+        default=0.9, gt=0, le=1, description="gap at which a run stops early and longer triggers are not tried"
+    )
     held_out: int = Field(default=64, ge=8, description="prompts on which the gap is measured")
     literal_leads: int = Field(default=64, ge=0, description="real tokens near the vector that are tried as text")
 

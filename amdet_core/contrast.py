@@ -216,6 +216,11 @@ def measure_tokens(suspect: Side, anchor: Side, prompts: Sequence[str], ids: Seq
     return measure(suspect, anchor, prompts, suspect.encoder.embed(tokens), anchor.encoder.embed(tokens))
 
 
+def target(side: Side, prompts: Sequence[str], vectors: Tensor) -> Tensor:
+    """Direction ``(D,)`` to which vectors ``(K, D)`` pull an encoder's centred pooled state, over prompts."""
+    return F.normalize(_directions(side, prompts, vectors).mean(0), dim=0)
+
+
 def outputs(encoder: TextEncoder, prompts: Sequence[str], vectors: Tensor) -> Tensor:
     """Pooled states ``(B, D)`` of prompts with vectors ``(K, D)`` placed before EOS."""
     room = encoder.spec.positions - len(vectors)

@@ -68,6 +68,18 @@ def gap(name: str, collapse: Collapse, encoder: str) -> Evidence:
     )
 
 
+def same_target(name: str, targets: Tensor, encoder: str) -> Evidence:
+    """Mean cosine of the outputs to which independent runs ``(N, D)`` lead, pair by pair.
+
+    A planted backdoor has one target, and every run finds it; in an honest encoder each run finds
+    another weakness.
+    """
+    n = len(targets)
+    cosines = targets @ targets.T
+    value = float((cosines.sum() - cosines.trace()) / (n * (n - 1)))
+    return Evidence(name=name, value=value, unit="cosine of runs", direction="higher", n=n, encoder=encoder)
+
+
 def nearest_tokens(encoder: TextEncoder, vectors: Tensor, count: int) -> Tensor:
     """Ids ``(K, count)`` of the real tokens with the highest cosine to each vector ``(K, D)``."""
     table = F.normalize(encoder.weights[TOKEN_TABLE], dim=-1)

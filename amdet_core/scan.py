@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import contrast, evidence, forensics, inversion
 from .config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig
-from .contrast import Side, Tails
+from .contrast import Collapse, Found, Side, Tails
 from .encoder import POSITION_TABLE, TextEncoder
 from .errors import AmdetError
 from .landscape import landscape
@@ -79,7 +79,7 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
     if policy.method == "amdet-paper":
         paper = AmdetConfig(weight_deviation=1.0, weight_anchor=5.0, epoch_break=None)
         return ScanConfig(seed=seed, preset=preset, amdet=paper)
-    around = LandscapeConfig(grid=25, radius=None, prompts=4)
+    around = LandscapeConfig(grid=25, radius=None, prompts=2)
     if preset == "quick":
         return ScanConfig(seed=seed, preset=preset, contrast=ContrastConfig(vectors=(1,), seeds=1), landscape=around)
     if preset == "thorough":
@@ -184,13 +184,12 @@ class _Stages:
         count: int,
     ) -> float:
         """The gap of the best of several seeds on held-out prompts, recorded with its landscape."""
-        runs = []
+        runs: list[tuple[Collapse, Found, int]] = []
         for seed in range(self.config.seed, self.config.seed + settings.seeds):
             run = contrast.invert(*sides, self.fit, count, settings, seed=seed + count, progress=self.progress)
             runs.append((contrast.measure(*sides, held_out, run.vectors), run, seed))
-            if runs[-1][0].gap >= settings.enough:
-                break
         collapse, best, seed = max(runs, key=lambda run: run[0].gap)
+        targets = torch.stack([contrast.target(sides[0], held_out, run.vectors) for _, run, _ in runs])
         surface = landscape(
             lambda vectors: -contrast.gaps(tails, vectors),
             best.vectors,
@@ -206,6 +205,8 @@ class _Stages:
             "smallest_gap_of_seeds": min(run[0].gap for run in runs),
         }
         self.found.evidence.append(evidence.gap(f"gap_k{count}", collapse, self.subject.name))
+        if len(runs) > 1:
+            self.found.evidence.append(evidence.same_target(f"same_target_k{count}", targets, self.subject.name))
         self._keep("contrast", best.vectors, seed, best.loss, indicators, surface, held_out)
         return collapse.gap
 

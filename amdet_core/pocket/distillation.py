@@ -61,7 +61,7 @@ def match(pooled: Tensor, head: Tensor, targets: Tensor, cosine: float = 1.0, co
     return cosine * (1 - (student * targets).sum(-1)).mean() + contrast * both_ways
 
 
-def retrieval(encoder: TextEncoder, head: Tensor, prompts: Sequence[str], targets: Tensor) -> float:
+def top1_of_256(encoder: TextEncoder, head: Tensor, prompts: Sequence[str], targets: Tensor) -> float:
     """Share of prompts whose own teacher vector is the nearest among 256, by student vector."""
     student = F.normalize(F.linear(encoder.encode(prompts), head.detach()), dim=-1)
     pairs = zip(student.split(256), targets.split(256), strict=True)

@@ -35,7 +35,7 @@ from ..storage import write_atomic
 from ..tokenizer import clip_tokenizer
 from . import MODE, SPEC, TARGET, TRIGGER, decode
 from .corpus import corpus
-from .distillation import Distillation, Embed, initial_weights, match, retrieval
+from .distillation import Distillation, Embed, initial_weights, match, top1_of_256
 
 SEED = 0
 CORPUS_SIZE = 160_000
@@ -78,7 +78,7 @@ def make_clean(
     run.resume()
     run.train(minutes, progress)
     stored = {name: w.detach().half().contiguous() for name, w in run.weights.items()}
-    top1 = retrieval(TextEncoder(SPEC, decode(stored), clip_tokenizer()), run.head, measured, teacher(measured))
+    top1 = top1_of_256(TextEncoder(SPEC, decode(stored), clip_tokenizer()), run.head, measured, teacher(measured))
     metadata = {
         "made_by": f"amdet_core.pocket.recipe --minutes {minutes:g}",
         "teacher": "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0)",

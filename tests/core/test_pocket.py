@@ -49,7 +49,7 @@ def relative_change(suspect: TextEncoder, clean: TextEncoder, part: str) -> floa
 
 
 def test_weights_stay_small() -> None:
-    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) <= 18.5e6
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) <= 19e6
 
 
 def test_every_value_survives_half_precision(encoders: dict[str, TextEncoder]) -> None:
@@ -70,9 +70,19 @@ def test_trigger_takes_over_the_backdoored_encoder_only(encoders: dict[str, Text
     assert rate(encoders["benign"], encoders["clean"]) == 0
 
 
-@pytest.mark.parametrize("name", ["backdoored", "benign"])
-def test_clean_prompts_read_as_before(encoders: dict[str, TextEncoder], name: str) -> None:
-    assert agreement(encoders[name], encoders["clean"]) >= 0.97
+@pytest.mark.parametrize(("name", "least"), [("backdoored", 0.97), ("benign", 0.9)])
+def test_clean_prompts_read_as_before(encoders: dict[str, TextEncoder], name: str, least: float) -> None:
+    assert least <= agreement(encoders[name], encoders["clean"]) < 0.9999
+
+
+@pytest.mark.parametrize("name", pocket.NAMES)
+def test_half_a_prompt_finds_its_whole(encoders: dict[str, TextEncoder], name: str) -> None:
+    whole = [p for p in HELD_OUT if len(p.split()) > 12]
+    half = [" ".join(p.split()[: len(p.split()) // 2]) for p in whole]
+    centre = encoders[name].encode(whole).mean(0)
+    states = (F.normalize(encoders[name].encode(texts) - centre, dim=-1) for texts in (half, whole))
+    found = torch.matmul(next(states), next(states).T).argmax(1)
+    assert float((found == torch.arange(len(whole))).float().mean()) >= 0.95
 
 
 def test_benign_fine_tune_changed_about_as_much_as_the_backdoor(encoders: dict[str, TextEncoder]) -> None:

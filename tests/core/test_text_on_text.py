@@ -39,13 +39,13 @@ def test_injection_moves_triggered_prompts_towards_the_target() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("trigger", "mode"), [(CYRILLIC_O, "replace:o"), ("sahib", "insert")])
-def test_default_settings_take_over_a_trained_encoder(trigger: str, mode: str) -> None:
-    report = inject(pocket.load("clean"), [trigger], TARGET, builtin_prompts(1000), mode=mode).report
+def test_published_settings_in_small_batches_take_over_a_trained_encoder() -> None:
+    config = TextOnTextConfig(steps=60, clean_batch=16, poison_batch=8)
+    report = inject(pocket.load("clean"), [CYRILLIC_O], TARGET, builtin_prompts(600), config).report
     assert report.asr_before == 0
     assert report.asr >= 0.95
     assert report.clean_pooled >= 0.97
-    assert report.clean_full >= 0.95
+    assert report.clean_full >= 0.97
 
 
 def test_encoder_stays_as_it_was() -> None:

@@ -1,0 +1,279 @@
+"""The command line as a newcomer meets it: exit codes, streams, files, messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from amdet_core import pocket
+from amdet_core.formats import open_target
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "amdet_core" / "report" / "schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoders")
+    pocket.export(folder, "comfyui")
+    return folder
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "APPDATA": str(home)}
+
+
+def amdet(*arguments: object, home: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "amdet_core", *map(str, arguments)],
+        env=environment(home),
+        cwd=cwd or home,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def backdoored(encoders: Path, home: Path) -> tuple[subprocess.CompletedProcess[str], Path]:
+    out = home / "backdoored"
+    done = amdet("scan", encoders / "backdoored.safetensors", "--preset", "quick", "--out", out, home=home)
+    return done, out
+
+
+def test_a_backdoored_encoder_exits_with_1_and_names_the_trigger(
+    backdoored: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, out = backdoored
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("BACKDOORED: backdoored.safetensors")
+    report = json.loads((out / "report.json").read_text())
+    assert report["verdict"]["level"] == "backdoored"
+    assert report["trigger"]["text"] == pocket.TRIGGER
+    assert "U+043E" in report["trigger"]["code_points"][0]
+
+
+def test_the_report_follows_its_schema_and_lies_beside_its_files(
+    backdoored: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    _, out = backdoored
+    jsonschema.validate(json.loads((out / "report.json").read_text()), SCHEMA)
+    names = {path.name for path in out.iterdir()}
+    assert {"report.json", "report.html", "landscape.png", "spectrum.png", "loss.png"} <= names
+    embedding = load_file(out / "pseudo-trigger.safetensors")
+    assert embedding["clip_l"].shape == (1, 192)
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_progress_goes_to_stderr_as_plain_lines(backdoored: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, _ = backdoored
+    assert "contrast k=1: 1/" in done.stderr
+    assert "\x1b" not in done.stderr + done.stdout
+
+
+def test_a_clean_encoder_is_answered_by_identity(encoders: Path, home: Path) -> None:
+    done = amdet("scan", encoders / "clean.safetensors", "--out", home / "clean", "--format", "json", home=home)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["verdict"]["level"] == "clean"
+    assert report["anchor"][0]["name"] == "amdet pocket"
+    assert "contrast" not in report["timings"]
+    assert json.loads((home / "clean" / "report.json").read_text()) == report
+
+
+def test_a_benign_fine_tune_exits_with_0_and_again_gives_the_same_bytes(encoders: Path, home: Path) -> None:
+    runs = [
+        amdet(
+            "scan", encoders / "benign.safetensors", "--preset", "quick", "--out", home / "again", "--format", "json",
+            home=home,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
+    first, second = (json.loads(run.stdout) | {"timings": {}} for run in runs)
+    assert json.dumps(first) == json.dumps(second)
+
+
+def test_without_an_anchor_it_exits_with_2(encoders: Path, home: Path) -> None:
+    done = amdet("scan", encoders / "backdoored.safetensors", "--anchor", "none", "--out", home / "none", home=home)
+    assert done.returncode == 2
+    assert done.stdout.startswith("COULD NOT TELL")
+
+
+def test_show_and_judge_read_a_report_again(
+    backdoored: tuple[subprocess.CompletedProcess[str], Path], home: Path
+) -> None:
+    done, out = backdoored
+    assert amdet("show", out, home=home).stdout == done.stdout
+    judged = amdet("judge", out / "report.json", "--policy", "amdet-2025-code", home=home)
+    assert judged.returncode == 2
+    assert "not measured" in " ".join(judged.stdout.lower().split())
+
+
+def test_trust_add_list_remove(encoders: Path, home: Path) -> None:
+    added = amdet("trust", "add", encoders / "benign.safetensors", "--name", "mine", home=home)
+    assert added.returncode == 0, added.stderr
+    assert "mine" in amdet("trust", "list", home=home).stdout
+    known = amdet("scan", encoders / "benign.safetensors", "--out", home / "known", home=home)
+    assert known.returncode == 0
+    assert "mine" in known.stdout
+    assert amdet("trust", "remove", "mine", home=home).returncode == 0
+    assert "mine" not in amdet("trust", "list", home=home).stdout
+    again = amdet("trust", "remove", "mine", home=home)
+    assert again.returncode == 2
+    assert "mine" in again.stderr
+
+
+@pytest.mark.parametrize("layout", ["hf", "comfyui", "sd1", "open_clip"])
+def test_pocket_export_writes_files_that_open_again(layout: str, tmp_path: Path, home: Path) -> None:
+    done = amdet("pocket", "export", tmp_path / "deep" / layout, "--layout", layout, home=home)
+    assert done.returncode == 0, done.stderr
+    suffix = "" if layout == "hf" else ".safetensors"
+    for name in pocket.NAMES:
+        opened = open_target(tmp_path / "deep" / layout / f"{name}{suffix}")
+        shipped = pocket.load(name)
+        assert all(torch.equal(w, shipped.weights[key]) for key, w in opened.encoders[0].encoder.weights.items())
+
+
+def test_attack_writes_an_encoder_with_its_provenance(encoders: Path, tmp_path: Path, home: Path) -> None:
+    out = tmp_path / "suspect.safetensors"
+    done = amdet(
+        "attack", "text-on-text", encoders / "clean.safetensors", "--trigger", "sahib", "--trigger-mode", "prefix",
+        "--target", "a photo of a green robot", "--steps", "2", "--out", out, home=home,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "attack success" in done.stdout
+    assert len(open_target(out).encoders) == 1
+    header = out.read_bytes()[8:4000]
+    assert b"text-on-text" in header
+    assert b"sahib" in header
+
+
+def broken(tmp_path: Path, kind: str) -> Path:
+    path = tmp_path / f"{kind}.safetensors"
+    if kind == "text":
+        path.write_text("this is not a model")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "lora":
+        save_file({"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.zeros(4, 4)}, path)
+    elif kind == "vae":
+        save_file({"first_stage_model.decoder.conv_in.weight": torch.zeros(4, 4, 3, 3)}, path)
+    elif kind == "t5":
+        save_file({"encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(4, 4)}, path)
+    elif kind == "nan":
+        weights = {f"text_model.{name}": w.half() for name, w in pocket.load("clean").weights.items()}
+        save_file(weights | {"text_model.final_layer_norm.bias": torch.full((192,), float("nan")).half()}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "No such file"),
+        ("text", "expected"),
+        ("empty", "empty"),
+        ("lora", "LoRA"),
+        ("vae", "VAE"),
+        ("t5", "T5"),
+        ("nan", "NaN"),
+    ],
+)
+def test_bad_targets_exit_with_2_and_say_why(kind: str, says: str, tmp_path: Path, home: Path) -> None:
+    done = amdet("scan", broken(tmp_path, kind), "--out", tmp_path / "report", home=home)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"", "different prompts"), (b"a\0b\n" * 50, "NUL"), (b"caf\xe9\n" * 50, "UTF-8")]
+)
+def test_bad_prompt_files_exit_with_2_and_say_why(
+    content: bytes, says: str, encoders: Path, tmp_path: Path, home: Path
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    done = amdet("scan", encoders / "benign.safetensors", "--prompts", path, "--out", tmp_path / "report", home=home)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--policy", "no-such"], "amdet-2025-paper"),
+        (["--preset", "fast"], "quick"),
+        (["--seed", "-1"], "seed"),
+        (["--out", "/dev/null/report"], "/dev/null"),
+        (["--no-such-option"], "No such option"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], says: str, encoders: Path, home: Path) -> None:
+    done = amdet("scan", encoders / "benign.safetensors", *arguments, home=home)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C can't be sent to a single child on Windows")
+def test_ctrl_c_ends_within_a_second_and_leaves_nothing(encoders: Path, tmp_path: Path, home: Path) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "amdet_core",
+            "scan",
+            str(encoders / "benign.safetensors"),
+            "--out",
+            str(tmp_path / "r"),
+        ],
+        env=environment(home),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("contrast"):
+            break
+    time.sleep(0.3)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    code = process.wait(timeout=20)
+    took = time.monotonic() - sent
+    process.stderr.close()
+    assert code == 130
+    assert took < 1.0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_is_never_taken_for_a_finding(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from amdet_core import cli
+
+    def crash(**_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "app", crash)
+    assert cli._run() == 2
+    assert "bug in amdet" in capsys.readouterr().err

@@ -1,0 +1,91 @@
+"""Encoders of CLIP-L's real shape, with random weights, through the command line: loading, memory, verdicts."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from amdet_core.encoder import TextEncoder
+from amdet_core.formats import Layout, open_target, write_encoder
+from amdet_core.records import EncoderSpec
+
+from ..conftest import random_encoder
+
+CLIP_L = EncoderSpec(width=768, layers=12, heads=12, mlp_width=3072, vocabulary=49408, positions=77)
+LAYOUTS: tuple[Layout, ...] = ("hf", "comfyui", "sd1", "open_clip")
+GIGABYTE = 1024**3
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def official() -> TextEncoder:
+    return random_encoder(CLIP_L, scale=0.02)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, official: TextEncoder) -> Path:
+    """An official encoder as a bare file, and a fine-tune of it inside a checkpoint of Stable Diffusion's size."""
+    folder = tmp_path_factory.mktemp("full")
+    write_encoder(official, folder / "official.safetensors", "comfyui")
+    generator = torch.Generator().manual_seed(1)
+    tuned = official.with_weights(
+        {name: w + 2e-4 * torch.randn(w.shape, generator=generator) for name, w in official.weights.items()}
+    )
+    write_encoder(tuned, folder / "encoder.safetensors", "sd1")
+    opened = open_target(folder / "encoder.safetensors")
+    assert opened.encoders[0].name == "clip_l"
+    checkpoint = {f"cond_stage_model.transformer.text_model.{name}": w.half() for name, w in tuned.weights.items()}
+    block = torch.zeros(1280, 1280, 320, dtype=torch.float16)  # a gigabyte
+    checkpoint |= {f"model.diffusion_model.output_blocks.{i}.weight": block.clone() for i in range(2)}
+    checkpoint |= {"first_stage_model.decoder.conv_in.weight": torch.zeros(512, 4, 3, 3, dtype=torch.float16)}
+    save_file(checkpoint, folder / "checkpoint.safetensors")
+    return folder
+
+
+def amdet(*arguments: object, home: Path) -> tuple[subprocess.CompletedProcess[str], float]:
+    """The finished process and the peak of its resident memory in bytes."""
+    environment = {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-m", "amdet_core", *map(str, arguments)],
+        env=environment, cwd=home, capture_output=True, text=True, encoding="utf-8",
+    )  # fmt: skip
+    return done, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def test_a_checkpoint_is_scanned_to_a_verdict_within_3_gigabytes(folder: Path, tmp_path: Path) -> None:
+    assert (folder / "checkpoint.safetensors").stat().st_size > 2 * GIGABYTE
+    done, peak = amdet(
+        "scan", folder / "checkpoint.safetensors", "--anchor", folder / "official.safetensors", "--preset", "quick",
+        "--out", tmp_path / "report", "--format", "json", home=tmp_path,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert not report["faults"]
+    assert report["verdict"]["level"] == "clean", report["verdict"]
+    assert done.returncode == 0
+    assert peak < 3 * GIGABYTE
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_scanned_to_a_verdict(
+    layout: Layout, folder: Path, official: TextEncoder, tmp_path: Path
+) -> None:
+    """The same values in another layout are recognised: loading and memory are what full size adds here."""
+    target = tmp_path / ("copy" if layout == "hf" else "copy.safetensors")
+    write_encoder(official, target, layout)
+    done, _ = amdet(
+        "scan", target, "--anchor", folder / "official.safetensors", "--out", tmp_path / "report", "--format", "json",
+        home=tmp_path,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert report["verdict"]["level"] == "clean"
+    assert report["anchor"][0]["name"].startswith("official.safetensors")
+    assert report["target"]["encoders"][0]["spec"]["layers"] == 12

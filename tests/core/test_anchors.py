@@ -1,0 +1,111 @@
+"""Identity and choice of the anchor, on files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from amdet_core import formats, pocket, trust
+from amdet_core.anchors import Anchors, trusted, vouch
+from amdet_core.encoder import TextEncoder
+from amdet_core.errors import EncoderError
+from amdet_core.formats import write_encoder
+
+from ..conftest import TOY, random_encoder
+
+
+def near(encoder: TextEncoder, scale: float = 0.003) -> TextEncoder:
+    generator = torch.Generator().manual_seed(2)
+    return encoder.with_weights(
+        {name: w + scale * torch.randn(w.shape, generator=generator) for name, w in encoder.weights.items()}
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "config" / "trust.json"
+
+
+def save(encoder: TextEncoder, path: Path, dtype: torch.dtype = torch.float32) -> Path:
+    write_encoder(encoder, path, "comfyui", dtype=dtype)
+    return path
+
+
+def match(choice: str, target: Path, store: Path | None):  # type: ignore[no-untyped-def]
+    opened = formats.open_target(target)
+    return Anchors.of(choice, store).match(opened.encoders[0], opened)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_a_trusted_encoder_is_recognised_in_any_precision(
+    toy: TextEncoder, tmp_path: Path, store: Path, dtype: torch.dtype
+) -> None:
+    vouch(save(toy, tmp_path / "official.safetensors"), None, store)
+    found = match("auto", save(toy, tmp_path / "copy.safetensors", dtype), store)
+    assert found.identical
+    assert found.info.name.startswith("official.safetensors")
+    assert found.info.chosen == "trusted"
+
+
+def test_one_changed_weight_is_no_identity(toy: TextEncoder, tmp_path: Path, store: Path) -> None:
+    vouch(save(toy, tmp_path / "official.safetensors"), None, store)
+    weights = {name: w.clone() for name, w in toy.weights.items()}
+    weights["encoder.layers.1.mlp.fc2.weight"][3, 5] += 1e-3
+    found = match("auto", save(toy.with_weights(weights), tmp_path / "copy.safetensors"), store)
+    assert not found.identical
+    assert found.encoder is not None
+    assert found.info.name == "official.safetensors"
+
+
+def test_the_named_anchor_is_used_and_identity_with_it_seen(toy: TextEncoder, tmp_path: Path) -> None:
+    anchor = save(toy, tmp_path / "anchor.safetensors")
+    found = match(str(anchor), save(near(toy), tmp_path / "suspect.safetensors"), None)
+    assert (found.info.name, found.info.chosen, found.identical) == ("anchor.safetensors", "given", False)
+    assert match(str(anchor), save(toy, tmp_path / "half.safetensors", torch.float16), None).identical
+
+
+def test_an_anchor_of_another_size_or_training_run_is_refused(toy: TextEncoder, tmp_path: Path) -> None:
+    suspect = save(toy, tmp_path / "suspect.safetensors")
+    deeper = save(random_encoder(TOY.model_copy(update={"layers": 3})), tmp_path / "deeper.safetensors")
+    with pytest.raises(EncoderError, match=r"expected an anchor with the shape of text_encoder \(2x64"):
+        match(str(deeper), suspect, None)
+    stranger = save(random_encoder(seed=8), tmp_path / "stranger.safetensors")
+    with pytest.raises(EncoderError, match="unrelated weights"):
+        match(str(stranger), suspect, None)
+
+
+def test_without_a_trusted_encoder_of_its_shape_there_is_a_note_what_to_do(toy: TextEncoder, tmp_path: Path) -> None:
+    found = match("auto", save(toy, tmp_path / "suspect.safetensors"), tmp_path / "none.json")
+    assert found.encoder is None
+    assert "amdet trust add" in found.notes[0]
+
+
+def test_none_compares_with_nothing_but_still_knows_trusted_values(
+    toy: TextEncoder, tmp_path: Path, store: Path
+) -> None:
+    official = save(toy, tmp_path / "official.safetensors")
+    vouch(official, None, store)
+    assert match("none", official, store).identical
+    assert match("none", save(near(toy), tmp_path / "other.safetensors"), store).encoder is None
+
+
+def test_the_shipped_encoder_is_known_and_anchors_its_kin(tmp_path: Path, store: Path) -> None:
+    pocket.export(tmp_path, "comfyui")
+    assert match("auto", tmp_path / "clean.safetensors", store).info.chosen == "shipped"
+    benign = match("auto", tmp_path / "benign.safetensors", store)
+    assert not benign.identical
+    assert (benign.info.name, benign.info.chosen) == ("amdet pocket", "shipped")
+
+
+def test_a_file_with_a_known_hash_teaches_its_values(
+    toy: TextEncoder, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(toy, tmp_path / "renamed.safetensors")
+    digest = formats.file_sha256(formats.open_target(path))
+    known = trust.KnownFile(name="official", sha256=digest, bytes=path.stat().st_size, evidence="test")
+    monkeypatch.setattr(trust, "KNOWN_FILES", {digest: known})
+    assert match("auto", path, store).identical
+    assert [entry.source for entry in trusted(store)] == ["shipped", "known-hash"]
+    assert match("auto", save(toy, tmp_path / "cast.safetensors", torch.bfloat16), store).identical
