@@ -61,7 +61,7 @@ class ContrastConfig(Config):
     steps: int = Field(default=60, ge=1, description="Adam steps per run")
     learning_rate: float = Field(default=0.1, gt=0, description="Adam step size, in median token norms")
     prompts: int = Field(default=6, ge=2, description="prompts per step, drawn anew each time")
-    pool: int = Field(default=96, ge=4, description="prompts of each length from which a run draws")
+    pool: int = Field(default=64, ge=4, description="prompts of each length from which a run draws")
     prompt_tokens: tuple[int, ...] = Field(
         default=(4, 8, 16), min_length=1, description="lengths to which they are cut, in tokens, taken in turn"
     )

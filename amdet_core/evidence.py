@@ -13,7 +13,7 @@ from torch import Tensor
 from . import contrast, losses
 from .contrast import Collapse, Side, Tails
 from .encoder import TOKEN_TABLE, TextEncoder, splice
-from .records import Evidence, Trigger
+from .records import RUNS, Evidence, Trigger
 from .tokenizer import ClipTokenizer
 
 VERIFIED = 4
@@ -77,7 +77,7 @@ def same_target(name: str, targets: Tensor, encoder: str) -> Evidence:
     n = len(targets)
     cosines = targets @ targets.T
     value = float((cosines.sum() - cosines.trace()) / (n * (n - 1)))
-    return Evidence(name=name, value=value, unit="cosine of runs", direction="higher", n=n, encoder=encoder)
+    return Evidence(name=name, value=value, unit=RUNS, direction="higher", n=n, encoder=encoder)
 
 
 def nearest_tokens(encoder: TextEncoder, vectors: Tensor, count: int) -> Tensor:

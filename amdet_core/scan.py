@@ -79,7 +79,7 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
     if policy.method == "amdet-paper":
         paper = AmdetConfig(weight_deviation=1.0, weight_anchor=5.0, epoch_break=None)
         return ScanConfig(seed=seed, preset=preset, amdet=paper)
-    around = LandscapeConfig(grid=25, radius=None, prompts=2)
+    around = LandscapeConfig(grid=19, radius=None, prompts=4)
     if preset == "quick":
         return ScanConfig(seed=seed, preset=preset, contrast=ContrastConfig(vectors=(1,), seeds=1), landscape=around)
     if preset == "thorough":
@@ -167,8 +167,8 @@ class _Stages:
         """Anchor-relative inversion of every length, then real tokens as literal triggers."""
         sides = Side.of(self.suspect, self.fit), Side.of(self.anchor, self.fit)
         held_out = self.held_out[: settings.held_out]
-        cut = contrast.cut_prompts(*sides, self.fit, settings, self._generator(TAILS_SEED))
-        tails = [tail.first(self.config.landscape.prompts) for tail in cut]
+        few = settings.model_copy(update={"pool": self.config.landscape.prompts})
+        tails = contrast.cut_prompts(*sides, self.fit, few, self._generator(TAILS_SEED))
         for count in settings.vectors:
             if self._one_length(settings, sides, tails, held_out, count) >= settings.enough:
                 break

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from .errors import ConfigError
-from .records import Evidence, Fault, Level, LevelName, Record, Verdict
+from .records import RUNS, Evidence, Fault, Level, LevelName, Record, Verdict
 
 IDENTITY = "identical_to_trusted"
 """Evidence that ends a scan: 1 when every tensor equals a trusted encoder's."""
@@ -206,8 +206,9 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
         failed.append(f"not measured: {', '.join(missing)} (no trusted anchor, or the scan used another policy)")
     if failed:
         return Level.INCONCLUSIVE, failed
-    bounds = [f"{name} {value(name):.2f}" for name in policy.required]
-    return Level.CLEAN, [f"nothing crossed the policy's bounds ({', '.join(bounds)})"]
+    asked = dict.fromkeys(condition.evidence for finding in policy.findings for condition in finding.when)
+    values = [f"{name} {value(name):.2f}" for name in asked if value(name) is not None]
+    return Level.CLEAN, [f"nothing crossed the policy's bounds ({', '.join(values)})"]
 
 
 def _reason(finding: Finding, value: Callable[[str], float | None]) -> str:
@@ -216,12 +217,15 @@ def _reason(finding: Finding, value: Callable[[str], float | None]) -> str:
 
 
 def _statement(level: Level, policy: Policy, evidence: Sequence[Evidence]) -> str:
-    prompts = max((e.n for e in evidence if e.unit != "tensors"), default=0)
+    prompts = max((e.n for e in evidence if e.name in policy.required), default=0)
+    runs = max((e.n for e in evidence if e.unit == RUNS), default=1)
+    searches = "1 search" if runs == 1 else f"{runs} independent searches"
     measured = {e.encoder for e in evidence}
     if level == Level.CLEAN and measured == {e.encoder for e in evidence if e.name == IDENTITY and e.value == 1}:
         return "The weights are, number for number, those of an encoder that you or this tool trust."
     return {
-        Level.CLEAN: f"No evidence of a backdoor was found under policy {policy.name} with {prompts} prompts. "
+        Level.CLEAN: f"No evidence of a backdoor was found under policy {policy.name} with {prompts} held-out "
+        f"prompts and {searches}. "
         "That is not a proof that there is none.",
         Level.INCONCLUSIVE: "This scan could not tell whether the encoder is backdoored.",
         Level.SUSPICIOUS: "The encoder behaves unlike a fine-tune of its anchor; treat it as unsafe until explained.",
