@@ -265,7 +265,7 @@ def cut_prompts(
     position, and fail on prompts of other lengths.
 
     Raises:
-        ConfigError: too few prompts are long enough.
+        ConfigError: for none of the lengths there are enough prompts; one with too few is left out.
     """
     encoder = suspect.encoder
     rows = [encoder.tokenizer.encode(prompt) for prompt in prompts]
@@ -273,14 +273,16 @@ def cut_prompts(
     for length in config.prompt_tokens:
         fitting = [[encoder.tokenizer.bos_id, *row[:length]] for row in rows if len(row) >= length]
         if len(fitting) < 2 * config.prompts:
-            raise ConfigError(
-                expected=f"at least {2 * config.prompts} prompts of {length} tokens or more",
-                found=f"{len(fitting)} of {len(prompts)}",
-                remedy="Give longer or more prompts with --prompts.",
-            )
+            continue
         drawn = torch.randperm(len(fitting), generator=generator)[: config.pool].tolist()
         ids = torch.tensor([fitting[i] for i in drawn], device=encoder.device)
         tails.append(Tails.of(suspect, anchor, ids))
+    if not tails:
+        raise ConfigError(
+            expected=f"at least {2 * config.prompts} prompts of {min(config.prompt_tokens)} tokens or more",
+            found=f"{sum(len(row) >= min(config.prompt_tokens) for row in rows)} of {len(prompts)}",
+            remedy="Give longer or more prompts with --prompts.",
+        )
     return tails
 
 

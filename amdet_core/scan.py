@@ -216,7 +216,8 @@ class _Stages:
         """Try real tokens: those nearest to the features, and those whose row of the table moved."""
         vectors = torch.cat(self.found.features)
         near = evidence.nearest_tokens(self.suspect, vectors, settings.literal_leads).flatten().tolist()
-        moved = [row.token_id for row in self.found.forensics.rows] if self.found.forensics else []
+        rows = self.found.forensics.rows if self.found.forensics else ()
+        moved = [row.token_id for row in rows if row.token_id < len(self.suspect.tokenizer)]
         token, collapse = evidence.best_token(*sides, tails, held_out, list(dict.fromkeys(near + moved)))
         self.found.evidence.append(evidence.gap("literal_gap", collapse, self.subject.name))
         if collapse.gap >= self.policy.literal_gap:

@@ -19,14 +19,14 @@ FAST = ContrastConfig(steps=4, restarts=3, pool=40, prompts=4)
 
 def test_tails_give_what_the_whole_prompt_gives(toy: TextEncoder, other: TextEncoder) -> None:
     """Prefixes computed once, and candidates side by side, change nothing."""
-    ids = contrast.cut(toy, PROMPTS, FAST, torch.Generator().manual_seed(0))[:6]
+    ids = toy.tokenizer.batch(["one two three four five six", "red green blue pink gold grey"], limit=77).ids[:, :6]
     sides = Side.of(toy, PROMPTS), Side.of(other, PROMPTS)
     vectors = torch.randn(3, 2, 64, generator=torch.Generator().manual_seed(1)) * 0.3
     fast = Tails.of(*sides, ids).collapses(vectors)
     for r in range(3):
         for side, found in zip(sides, fast, strict=True):
-            eos = side.encoder.embed(torch.tensor([49407])).expand(6, 1, 64)
-            embeds = torch.cat((side.encoder.embed(ids), vectors[r].expand(6, 2, 64), eos), 1)
+            eos = side.encoder.embed(torch.tensor([49407])).expand(2, 1, 64)
+            embeds = torch.cat((side.encoder.embed(ids), vectors[r].expand(2, 2, 64), eos), 1)
             pooled = side.encoder.transform(side.encoder.place(embeds))[:, -1]
             assert found[r].item() == pytest.approx(losses.collapse(pooled, side.centre).item(), abs=1e-5)
 
@@ -82,8 +82,15 @@ def test_jackknife_interval_agrees_with_repeated_samples(toy: TextEncoder, other
 
 def test_too_few_long_prompts_are_refused(toy: TextEncoder) -> None:
     side = Side.of(toy, PROMPTS)
-    with pytest.raises(ConfigError, match="prompts of 7 tokens or more"):
+    with pytest.raises(ConfigError, match="prompts of 4 tokens or more"):
         contrast.invert(side, side, ["a cat"] * 30, 1, FAST, seed=0)
+
+
+def test_lengths_for_which_there_are_too_few_prompts_are_left_out(toy: TextEncoder) -> None:
+    side = Side.of(toy, PROMPTS)
+    short = [f"a {word} in the rain" for word in ("cat", "dog", "fox", "owl", "bee", "cow", "hen", "pig")]
+    tails = contrast.cut_prompts(side, side, short, FAST, torch.Generator().manual_seed(0))
+    assert [tail.suspect[1].length for tail in tails] == [5]
 
 
 def test_outputs_that_are_not_finite_raise(toy: TextEncoder) -> None:

@@ -1,0 +1,91 @@
+"""From paths to a report and its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from amdet_core import pocket
+from amdet_core.attacks import Placement
+from amdet_core.errors import ConfigError, EncoderError
+from amdet_core.formats import write_encoder
+from amdet_core.jobs import Job, choose_device, run_job
+from amdet_core.records import Level
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoders")
+    pocket.export(folder, "comfyui")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sdxl(encoders: Path) -> Path:
+    """A checkpoint with SDXL's keys: a backdoored first encoder, a clean second one, and a T5 beside them."""
+    first = load_file(encoders / "backdoored.safetensors")
+    write_encoder(pocket.load("clean"), encoders / "tower.safetensors", "open_clip")
+    second = load_file(encoders / "tower.safetensors")
+    tensors = {f"conditioner.embedders.0.transformer.{name}": w for name, w in first.items()}
+    tensors |= {f"conditioner.embedders.1.model.{name}": w for name, w in second.items()}
+    tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(8, 4, 3, 3)
+    save_file(tensors, encoders / "sdxl.safetensors")
+    return encoders / "sdxl.safetensors"
+
+
+def test_both_encoders_of_a_checkpoint_are_scanned_and_the_worse_verdict_counts(sdxl: Path) -> None:
+    outcome = run_job(Job(target=sdxl, preset="quick"))
+    report = outcome.report
+    assert [encoder.name for encoder in report.target.encoders] == ["clip_l", "clip_g"]
+    assert report.verdict.level == Level.BACKDOORED
+    assert any(reason.startswith("clip_l: ") for reason in report.verdict.reasons)
+    assert {item.name: item.value for item in report.evidence if item.encoder == "clip_g"} == {
+        "identical_to_trusted": 1.0
+    }
+    assert report.trigger is not None
+    assert report.trigger.encoder == "clip_l"
+
+
+def test_the_recovered_feature_does_what_the_known_trigger_does(encoders: Path) -> None:
+    place, generator = Placement.parse(pocket.MODE), torch.Generator().manual_seed(0)
+    outcome = run_job(
+        Job(target=encoders / "backdoored.safetensors", preset="quick"),
+        place_trigger=lambda prompt: place.put(pocket.TRIGGER, prompt, generator),
+    )
+    fidelity = outcome.report.candidates[0].indicators["fidelity"]
+    assert fidelity is not None
+    assert fidelity > 0.9
+    names = {candidate.feature_file for candidate in outcome.report.candidates}
+    assert names <= outcome.files.keys()
+    assert json.loads(outcome.files["report.json"])["config"]["scan"]["seed"] == 42
+
+
+def test_what_is_assumed_and_what_is_not_checked_is_in_the_report(encoders: Path) -> None:
+    report = run_job(Job(target=encoders / "clean.safetensors")).report
+    assert any("quick_gelu" in assumption for assumption in report.target.encoders[0].assumptions)
+    assert any("U-Net" in note for note in report.not_checked)
+    assert report.target.sha256 == hashlib.sha256((encoders / "clean.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="Use --device auto"):
+            choose_device("cuda")
+
+
+def test_settings_out_of_range_name_the_field() -> None:
+    with pytest.raises(ConfigError, match=r"Job\.seed"):
+        Job(target=Path("x"), seed=-1)
+
+
+def test_the_wrong_anchor_is_an_error_before_any_work(encoders: Path, tmp_path: Path) -> None:
+    other = {name: torch.zeros_like(w) for name, w in load_file(encoders / "clean.safetensors").items()}
+    save_file(other, tmp_path / "zeros.safetensors")
+    with pytest.raises(EncoderError, match="unrelated weights"):
+        run_job(Job(target=encoders / "benign.safetensors", anchor=str(tmp_path / "zeros.safetensors")))
