@@ -15,7 +15,7 @@ test: lint test-fast ## everything that CI runs: lint, types, fast tests, then t
 	$(BIN)/python -m pytest -q -m "slow"
 
 test-fast: $(VENV)/.amdet-dev ## the fast tests alone
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" tests/test_*.py tests/core tests/cli
 
 lint: $(VENV)/.amdet-dev ## style and types
 	$(BIN)/ruff check .

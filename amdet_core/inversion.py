@@ -7,7 +7,7 @@ released code disagree and which :class:`AmdetConfig` follows which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +23,9 @@ from .records import Landscape
 
 CHUNK = 32
 """Held-out prompts that run side by side."""
+
+OWN = ("assimilation", "assimilation_share", "same_target_share")
+"""Indicators that need the suspect's outputs alone; gates that fail on them cost a third of the others."""
 
 Accept = Callable[[Callable[[str], float]], bool]
 """Stop rule: gets a function that measures an indicator by name, and asks only for those it needs."""
@@ -97,7 +100,7 @@ class _Measure:
         if name == "positive_share" and self.surface is None:
             self._values[name] = self._landscape().positive_share
         elif name not in self._values:
-            self._values |= self._shares()
+            self._values |= self._own() if name in OWN else self._against()
         return self._values[name]
 
     def _landscape(self) -> Landscape:
@@ -108,26 +111,42 @@ class _Measure:
         )
         return self.surface
 
-    @torch.no_grad()
-    def _shares(self) -> dict[str, float]:
-        c = self.pair.config
-        assimilations, deviations, anchors, sames = [], [], [], []
-        reference: Tensor | None = None
+    def _chunks(self) -> Iterator[Tensor]:
+        """Placed embeddings of the held-out prompts, ``(B, T, D)`` at a time."""
         for start in range(0, len(self.held_out), CHUNK):
-            hidden = self.pair.hidden(self.held_out[start : start + CHUNK])
-            states, anchored, original = (x.squeeze(0) for x in self.pair.outputs(hidden, self.vectors[None]))
+            yield self.pair.hidden(self.held_out[start : start + CHUNK])
+            self.progress("indicators", min(start + CHUNK, len(self.held_out)), len(self.held_out))
+
+    @torch.no_grad()
+    def _own(self) -> dict[str, float]:
+        """What the suspect's outputs with the feature show by themselves."""
+        c = self.pair.config
+        assimilations, sames = [], []
+        reference: Tensor | None = None
+        for hidden in self._chunks():
+            states = self.pair.suspect.transform(splice(hidden, self.vectors[None], c.insert_at)).squeeze(0)
             reference = states[:1] if reference is None else reference
             assimilations.append(losses.assimilation(states))
-            deviations.append(losses.agreement(states, original))
-            anchors.append(losses.agreement(states, anchored))
             sames.append(losses.agreement(states, reference))
-            self.progress("indicators", min(start + CHUNK, len(self.held_out)), len(self.held_out))
-        assimilated, deviation, anchor, same = map(torch.cat, (assimilations, deviations, anchors, sames))
+        assimilated, same = torch.cat(assimilations), torch.cat(sames)
         return {
             "assimilation": float(assimilated.mean()),
             "assimilation_share": _share(assimilated > c.assimilated_above),
             # As published: prompt 0 is not counted, but the share is of all prompts.
             "same_target_share": float((same[1:] > c.same_above).sum()) / len(same),
+        }
+
+    @torch.no_grad()
+    def _against(self) -> dict[str, float]:
+        """How they compare with its outputs without the feature, and with the anchor's."""
+        c = self.pair.config
+        deviations, anchors = [], []
+        for hidden in self._chunks():
+            states, anchored, original = (x.squeeze(0) for x in self.pair.outputs(hidden, self.vectors[None]))
+            deviations.append(losses.agreement(states, original))
+            anchors.append(losses.agreement(states, anchored))
+        deviation, anchor = torch.cat(deviations), torch.cat(anchors)
+        return {
             "deviation": float(deviation.mean()),
             "deviation_share": _share(deviation < c.deviates_below),
             "anchor_cosine": float(anchor.mean()),
@@ -136,7 +155,8 @@ class _Measure:
 
     def all(self) -> dict[str, float]:
         """Every indicator, those that the stop rule did not ask for included."""
-        self("assimilation"), self("positive_share")
+        for name in ("assimilation", "deviation", "positive_share"):
+            self(name)
         return {"running_loss": self.running_loss, **self._values}
 
 

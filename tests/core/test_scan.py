@@ -127,7 +127,7 @@ def test_a_token_whose_row_alone_was_changed_is_found_as_text() -> None:
 
 
 def test_presets_and_policies_choose_the_inversion() -> None:
-    assert plan(POLICIES["amdet-2025-code"], "quick", 1).amdet == AmdetConfig()
+    assert plan(POLICIES["amdet-2025-code"], "standard", 1).amdet == AmdetConfig()
     paper = plan(POLICIES["amdet-2025-paper"], "standard", 1).amdet
     assert paper is not None
     assert (paper.weight_assimilation, paper.weight_deviation, paper.weight_anchor) == (1, 1, 5)
