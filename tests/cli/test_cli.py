@@ -250,6 +250,8 @@ def test_ctrl_c_ends_within_a_second_and_leaves_nothing(encoders: Path, tmp_path
         env=environment(home),
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job starts with Ctrl-C ignored, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     for line in process.stderr:

@@ -2,13 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from amdet_core import features
 from amdet_core.report.words import glyphs, number, plain
-from amdet_core.storage import PSEUDO_TRIGGER
-
-
-def test_embedding_has_the_name_under_which_it_is_written() -> None:
-    assert PSEUDO_TRIGGER == features.PSEUDO_TRIGGER
 
 
 def test_hidden_characters_are_spelled_out_and_ordinary_ones_kept() -> None:
