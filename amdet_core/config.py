@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -54,8 +54,10 @@ class AmdetConfig(Config):
 class ContrastConfig(Config):
     """Anchor-relative inversion: the suspect collapses across prompts, the anchor does not."""
 
-    vectors: tuple[int, ...] = Field(default=(1, 3, 5), description="lengths K tried one after the other")
-    seeds: int = Field(default=2, ge=1, description="independent runs per length, each on its own prompts")
+    vectors: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
+        default=(1, 3, 5), min_length=1, description="lengths K tried one after the other"
+    )
+    seeds: int = Field(default=2, ge=1, le=50, description="independent runs per length, each on its own prompts")
     restarts: int = Field(default=8, ge=1, description="candidates side by side in one run")
     draws: int = Field(default=16, ge=1, description="random starts from which each candidate's is chosen")
     steps: int = Field(default=60, ge=1, description="Adam steps per run")

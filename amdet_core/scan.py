@@ -30,6 +30,8 @@ CONTRAST_PROMPTS = 64
 """Held-out prompts for what is measured of a published feature beside the published indicators."""
 LANDSCAPE_SEED, TAILS_SEED = 1_000_003, 2_000_003
 """Added to the seed of a scan, so that no two stages share random numbers."""
+SEEDS_PER_SCAN, SEEDS_PER_LENGTH = 1000, 50
+"""So far apart that scans of neighbouring seeds, and lengths within one, share no run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +191,9 @@ class _Stages:
     ) -> float:
         """The gap of the best of several seeds on held-out prompts, recorded with its landscape."""
         runs: list[tuple[Collapse, Found, int]] = []
-        for seed in range(self.config.seed, self.config.seed + settings.seeds):
-            run = contrast.invert(*sides, self.fit, count, settings, seed=seed + count, progress=self.progress)
+        first = SEEDS_PER_SCAN * self.config.seed + SEEDS_PER_LENGTH * count
+        for seed in range(first, first + settings.seeds):
+            run = contrast.invert(*sides, self.fit, count, settings, seed=seed, progress=self.progress)
             runs.append((contrast.measure(*sides, held_out, run.vectors), run, seed))
         collapse, best, seed = max(runs, key=lambda run: run[0].gap)
         targets = torch.stack([contrast.target(sides[0], held_out, run.vectors) for _, run, _ in runs])
