@@ -50,7 +50,7 @@ class Found:
     gaps: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Collapse:
     """How far a trigger makes outputs the same, on held-out prompts.
 
@@ -59,12 +59,14 @@ class Collapse:
         anchor: the same of the anchor's.
         half_width: of the 95% jackknife interval of their difference.
         n: prompts.
+        target: ``(D,)``, unit direction to which the suspect's centred pooled state is pulled.
     """
 
     suspect: float
     anchor: float
     half_width: float
     n: int
+    target: Tensor
 
     @property
     def gap(self) -> float:
@@ -207,18 +209,14 @@ def measure(
     """Collapse that vectors ``(K, D)`` cause at the end of whole held-out prompts."""
     own = _directions(suspect, prompts, vectors)
     other = _directions(anchor, prompts, vectors if anchor_vectors is None else anchor_vectors)
-    return Collapse(_mean_pair(own), _mean_pair(other), 1.96 * _jackknife(own, other), len(prompts))
+    half_width = 1.96 * _jackknife(own, other)
+    return Collapse(_mean_pair(own), _mean_pair(other), half_width, len(prompts), F.normalize(own.mean(0), dim=0))
 
 
 def measure_tokens(suspect: Side, anchor: Side, prompts: Sequence[str], ids: Sequence[int]) -> Collapse:
     """The same for real tokens, which each encoder reads from its own table."""
     tokens = torch.tensor(list(ids), device=suspect.encoder.device)
     return measure(suspect, anchor, prompts, suspect.encoder.embed(tokens), anchor.encoder.embed(tokens))
-
-
-def target(side: Side, prompts: Sequence[str], vectors: Tensor) -> Tensor:
-    """Direction ``(D,)`` to which vectors ``(K, D)`` pull an encoder's centred pooled state, over prompts."""
-    return F.normalize(_directions(side, prompts, vectors).mean(0), dim=0)
 
 
 def outputs(encoder: TextEncoder, prompts: Sequence[str], vectors: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ class _Stages:
             run = contrast.invert(*sides, self.fit, count, settings, seed=seed, progress=self.progress)
             runs.append((contrast.measure(*sides, held_out, run.vectors), run, seed))
         collapse, best, seed = max(runs, key=lambda run: run[0].gap)
-        targets = torch.stack([contrast.target(sides[0], held_out, run.vectors) for _, run, _ in runs])
+        targets = torch.stack([measured.target for measured, _, _ in runs])
         surface = landscape(
             lambda vectors: -contrast.gaps(tails, vectors),
             best.vectors,
