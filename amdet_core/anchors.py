@@ -5,7 +5,7 @@ The only place where trust, files and the shipped encoders meet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import Literal
 
 from . import forensics, formats, pocket, trust
 from .encoder import TextEncoder
-from .errors import EncoderError
+from .errors import AmdetError, EncoderError
 from .formats import FoundEncoder, OpenedTarget
+from .progress import Progress, silent
 from .records import AnchorInfo, EncoderSpec
-from .trust import CASTS, TrustEntry, TrustStore, trust_entry
+from .trust import CASTS, KnownFile, TrustEntry, TrustStore, trust_entry
 
 SHIPPED = "amdet pocket"
 Chosen = Literal["given", "trusted", "shipped"]
@@ -145,21 +146,45 @@ class Anchors:
 
     def _learn(self, suspect: FoundEncoder, opened: OpenedTarget) -> None:
         """A file with a known hash teaches its encoders to the user's store."""
-        if self.store is None or not opened.path.is_file():
+        if self.store is None or opened.files != (opened.path,):
             return
         known = trust.known_file(opened.path)
         if known is not None:
-            self.store.add(
-                trust_entry(
-                    suspect.encoder,
-                    f"{known.name} {suspect.name}",
-                    slot=suspect.name,
-                    source="known-hash",
-                    path=opened.path,
-                    file_sha256=known.sha256,
-                    note=known.evidence,
-                )
-            )
+            self.store.add(_known_entry(known, suspect, opened.path))
+
+
+def learn_known(paths: Iterable[Path], store: TrustStore, progress: Progress = silent) -> tuple[str, ...]:
+    """Trust the encoders of every file with a known hash, so that they can be found as anchors.
+
+    Only files of a known file's size are read; those that the store names already are left out.
+
+    Returns:
+        One line for each file that could not be read.
+    """
+    notes = []
+    trusted_paths = {entry.path for entry in store.entries}
+    new = [path for path in paths if str(path.absolute()) not in trusted_paths]
+    for done, path in enumerate(new):
+        progress("known files", done, len(new), {})
+        try:
+            if known := trust.known_file(path):
+                for found in formats.open_target(path).encoders:
+                    store.add(_known_entry(known, found, path))
+        except AmdetError as error:
+            notes.append(f"{path.name}: not used as anchor: {error}")
+    return tuple(notes)
+
+
+def _known_entry(known: KnownFile, found: FoundEncoder, path: Path) -> TrustEntry:
+    return trust_entry(
+        found.encoder,
+        f"{known.name} {found.name}",
+        slot=found.name,
+        source="known-hash",
+        path=path,
+        file_sha256=known.sha256,
+        note=known.evidence,
+    )
 
 
 def vouch(path: Path, name: str | None, store: Path) -> tuple[TrustEntry, ...]:

@@ -75,6 +75,9 @@ class ContrastConfig(Config):
     )
     held_out: int = Field(default=64, ge=8, description="prompts on which the gap is measured")
     literal_leads: int = Field(default=64, ge=0, description="real tokens near the vector that are tried as text")
+    lead_prompts: int = Field(
+        default=4, ge=2, description="prompts of each length for the landscape and for the tokens that are tried"
+    )
 
 
 class LandscapeConfig(Config):
@@ -84,7 +87,9 @@ class LandscapeConfig(Config):
     radius: float | None = Field(
         default=10.0, gt=0, description="half side of the window, in embedding units; code; null: the vector's norm"
     )
-    prompts: int = Field(default=1, ge=1, description="prompts over which the loss is averaged; code 1")
+    prompts: int = Field(
+        default=1, ge=1, description="prompts over which the published loss is averaged; code 1; contrast has its own"
+    )
     positive_above: float = Field(default=1e-6, ge=0, description="eigenvalues above this count as positive; code")
 
 
@@ -96,7 +101,9 @@ class ScanConfig(Config):
     prompt_limit: int = Field(default=4000, ge=40, description="prompts used, fit and held-out; paper 4,000")
     contrast: ContrastConfig | None = Field(default=None, description="null: this inversion is not run")
     amdet: AmdetConfig | None = Field(default=None, description="null: the published inversion is not run")
-    landscape: LandscapeConfig = Field(default=LandscapeConfig(), description="of the best feature")
+    landscape: LandscapeConfig | None = Field(
+        default=LandscapeConfig(), description="of the best feature; null: only where a stop rule asks for it"
+    )
 
 
 class TextOnTextConfig(Config):

@@ -25,10 +25,15 @@ from . import losses
 from .config import ContrastConfig
 from .encoder import TOKEN_TABLE, Prefix, TextEncoder
 from .errors import ConfigError, NumericalError
+from .memory import Batches
 from .progress import Progress, silent
 
 CHUNK = 32
 """Held-out prompts that run side by side."""
+SCORED = 64
+"""Candidates that are scored side by side."""
+PREFIXES = 256
+"""Cut prompts whose keys and values are computed side by side."""
 CENTRE_PROMPTS = 256
 """Clean prompts whose mean pooled state is an encoder's centre."""
 SELECT_PROMPTS = 12
@@ -82,9 +87,9 @@ class Side:
     centre: Tensor
 
     @classmethod
-    def of(cls, encoder: TextEncoder, prompts: Sequence[str]) -> Side:
+    def of(cls, encoder: TextEncoder, prompts: Sequence[str], progress: Progress = silent) -> Side:
         """Centre an encoder on its first clean prompts."""
-        return cls(encoder, encoder.encode(prompts[:CENTRE_PROMPTS]).mean(0))
+        return cls(encoder, encoder.encode(prompts[:CENTRE_PROMPTS], progress=progress).mean(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,29 +168,36 @@ def invert(
     tails = cut_prompts(suspect, anchor, prompts, config, generator)
     chosen = [tail.first(SELECT_PROMPTS) for tail in tails]
     typical = float(suspect.encoder.weights[TOKEN_TABLE].norm(dim=-1).median())
-    vectors = _start(chosen, suspect.encoder, count, config, generator).requires_grad_()
+    vectors = _start(chosen, suspect.encoder, count, config, generator, progress)
     rate = config.learning_rate * typical / math.sqrt(suspect.encoder.spec.width)
     optimizer = torch.optim.Adam([vectors], lr=rate)
     weight = config.anchor_weight if count == 1 else config.anchor_weight_long
+    batches = Batches(config.restarts)
     history: list[Tensor] = []
     for step in range(config.steps):
         tail = tails[step % len(tails)]
         rows = torch.randperm(len(tail), generator=generator)[: config.prompts].to(vectors.device)
-        own, other = tail.collapses(vectors, rows=rows)
-        loss, gap = -own + weight * other, float((own - other).detach().max())
-        history.append(_finite(loss.detach(), step))
+
+        def descend(part: slice, tail: Tails = tail, rows: Tensor = rows) -> tuple[Tensor, Tensor, Tensor]:
+            candidates = vectors[part].clone().requires_grad_()
+            own, other = tail.collapses(candidates, rows=rows)
+            loss = -own + weight * other
+            return loss.detach(), (own - other).detach(), torch.autograd.grad(loss.sum(), candidates)[0]
+
+        with torch.enable_grad():
+            parts = batches.map(descend, len(vectors))
+        loss, gaps_, vectors.grad = (torch.cat(values) for values in zip(*parts, strict=True))
+        gap = float(gaps_.max())
+        history.append(_finite(loss, step))
         progress(f"contrast k={count}", step + 1, config.steps, {"gap": gap})
         if gap > config.enough and float(_gaps(chosen, vectors).max()) > config.enough:
             break
-        optimizer.zero_grad()
-        loss.sum().backward()
         optimizer.step()
-        with torch.no_grad():
-            norms = vectors.norm(dim=-1, keepdim=True)
-            vectors.mul_((config.norm_cap * typical / norms).clamp(max=1))
+        norms = vectors.norm(dim=-1, keepdim=True)
+        vectors.mul_((config.norm_cap * typical / norms).clamp(max=1))
     final = _gaps(chosen, vectors)
     best = int(final.argmax())
-    return Found(vectors.detach()[best].clone(), tuple(float(row[best]) for row in history), final.cpu())
+    return Found(vectors[best].clone(), tuple(float(row[best]) for row in history), final.cpu())
 
 
 @torch.no_grad()
@@ -194,12 +206,22 @@ def _gaps(tails: Sequence[Tails], vectors: Tensor) -> Tensor:
 
 
 def _start(
-    tails: Sequence[Tails], encoder: TextEncoder, count: int, config: ContrastConfig, generator: torch.Generator
+    tails: Sequence[Tails],
+    encoder: TextEncoder,
+    count: int,
+    config: ContrastConfig,
+    generator: torch.Generator,
+    progress: Progress,
 ) -> Tensor:
     """Embeddings ``(R, K, D)`` of real tokens: the most promising of many random draws."""
     draws = torch.randint(len(encoder.tokenizer) - 2, (config.draws * config.restarts, count), generator=generator)
     embeds = encoder.embed(draws.to(encoder.device)).detach()
-    scores = torch.cat([_gaps(tails[:1], chunk) for chunk in embeds.split(64)])
+
+    def score(part: slice) -> Tensor:
+        progress("starts", part.start, len(embeds))
+        return _gaps(tails[:1], embeds[part])
+
+    scores = torch.cat(Batches(SCORED).map(score, len(embeds)))
     return embeds[scores.argsort(descending=True)[: config.restarts]].clone()
 
 
@@ -222,18 +244,18 @@ def measure_tokens(suspect: Side, anchor: Side, prompts: Sequence[str], ids: Seq
 def outputs(encoder: TextEncoder, prompts: Sequence[str], vectors: Tensor) -> Tensor:
     """Pooled states ``(B, D)`` of prompts with vectors ``(K, D)`` placed before EOS."""
     room = encoder.spec.positions - len(vectors)
-    pooled: list[Tensor] = []
+
+    def pooled(part: slice) -> Tensor:
+        batch = encoder.tokenizer.batch(prompts[part], limit=room, pad=encoder.spec.pad_id).to(encoder.device)
+        embeds = F.pad(encoder.embed(batch.ids), (0, 0, 0, len(vectors)))
+        end = encoder.embed(torch.tensor([encoder.tokenizer.eos_id], device=encoder.device))
+        insert = torch.cat((vectors.to(embeds), end))
+        for row, eos in enumerate(batch.eos.tolist()):
+            embeds[row, eos : eos + len(insert)] = insert
+        return encoder.pool(encoder.transform(encoder.place(embeds)), batch.eos + len(vectors))
+
     with torch.no_grad():
-        for start in range(0, len(prompts), CHUNK):
-            batch = encoder.tokenizer.batch(prompts[start : start + CHUNK], limit=room, pad=encoder.spec.pad_id)
-            batch = batch.to(encoder.device)
-            embeds = F.pad(encoder.embed(batch.ids), (0, 0, 0, len(vectors)))
-            end = encoder.embed(torch.tensor([encoder.tokenizer.eos_id], device=encoder.device))
-            insert = torch.cat((vectors.to(embeds), end))
-            for row, eos in enumerate(batch.eos.tolist()):
-                embeds[row, eos : eos + len(insert)] = insert
-            pooled.append(encoder.pool(encoder.transform(encoder.place(embeds)), batch.eos + len(vectors)))
-    return torch.cat(pooled)
+        return torch.cat(Batches(CHUNK).map(pooled, len(prompts)))
 
 
 def _directions(side: Side, prompts: Sequence[str], vectors: Tensor) -> Tensor:
@@ -286,7 +308,7 @@ def cut_prompts(
 
 @torch.no_grad()
 def _prefix(encoder: TextEncoder, ids: Tensor) -> Prefix:
-    parts = [encoder.prefix(encoder.place(encoder.embed(chunk))) for chunk in ids.split(256)]
+    parts = Batches(PREFIXES).map(lambda part: encoder.prefix(encoder.place(encoder.embed(ids[part]))), len(ids))
     return Prefix(
         tuple(torch.cat(keys) for keys in zip(*(part.keys for part in parts), strict=True)),
         tuple(torch.cat(values) for values in zip(*(part.values for part in parts), strict=True)),

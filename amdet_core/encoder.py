@@ -30,6 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ConfigError, EncoderError, NumericalError
+from .memory import Batches
+from .progress import Progress, silent
 from .records import EncoderSpec
 from .tokenizer import ClipTokenizer, TokenBatch
 
@@ -144,6 +146,13 @@ class TextEncoder:
         """The same architecture with other weights, for example trainable ones."""
         return replace(self, weights=weights)
 
+    def first_layers(self, count: int) -> TextEncoder:
+        """The encoder that ends after its first layers, with the same final norm: what clip skip leaves of it."""
+        if count == self.spec.layers:
+            return self
+        spec = self.spec.model_copy(update={"layers": count})
+        return replace(self, spec=spec, weights={name: self.weights[name] for name in expected_shapes(spec)})
+
     def check_finite(self) -> None:
         """Raise NumericalError when any weight is NaN or infinite."""
         bad = [name for name, w in self.weights.items() if not bool(torch.isfinite(w.to(torch.float32)).all())]
@@ -236,7 +245,7 @@ class TextEncoder:
         return self.transform(self.place(self.embed(batch.ids)))
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], *, batch_size: int = 64) -> Tensor:
+    def encode(self, prompts: Sequence[str], *, batch_size: int = 64, progress: Progress = silent) -> Tensor:
         """Pooled states ``(B, D)`` of prompts.
 
         Prompts run in batches of similar length: under a causal mask padding behind EOS cannot change
@@ -248,11 +257,13 @@ class TextEncoder:
         if not prompts:
             raise ConfigError("at least one prompt", "none", "Give prompts, or use the built-in set.")
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        pooled: list[Tensor] = []
-        for start in range(0, len(order), batch_size):
-            batch = self.tokens([prompts[i] for i in order[start : start + batch_size]])
-            pooled.append(self.pool(self.states(batch), batch.eos))
-        out = torch.cat(pooled)
+
+        def pooled(part: slice) -> Tensor:
+            progress("encode", part.start, len(order))
+            batch = self.tokens([prompts[i] for i in order[part]])
+            return self.pool(self.states(batch), batch.eos)
+
+        out = torch.cat(Batches(batch_size).map(pooled, len(order)))
         return out[torch.tensor(order, device=out.device).argsort()]
 
     # ------------------------------------------------------------------ layers

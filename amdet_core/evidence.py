@@ -13,6 +13,8 @@ from torch import Tensor
 from . import contrast, losses
 from .contrast import Collapse, Side, Tails
 from .encoder import TOKEN_TABLE, TextEncoder, splice
+from .memory import Batches
+from .progress import Progress, silent
 from .records import RUNS, Evidence, Trigger
 from .tokenizer import ClipTokenizer
 
@@ -90,7 +92,12 @@ def nearest_tokens(encoder: TextEncoder, vectors: Tensor, count: int) -> Tensor:
 
 
 def best_token(
-    suspect: Side, anchor: Side, tails: Sequence[Tails], held_out: Sequence[str], leads: Sequence[int]
+    suspect: Side,
+    anchor: Side,
+    tails: Sequence[Tails],
+    held_out: Sequence[str],
+    leads: Sequence[int],
+    progress: Progress = silent,
 ) -> tuple[int, Collapse]:
     """The real token among ``leads`` with the largest gap when it stands alone before EOS.
 
@@ -98,11 +105,14 @@ def best_token(
     encoder reads the token from its own table.
     """
     ids = torch.tensor(list(leads), device=suspect.encoder.device)
-    scores = []
+
+    def score(part: slice) -> Tensor:
+        progress("literal trigger", part.start, len(ids))
+        own, other = (side.encoder.embed(ids[part, None]) for side in (suspect, anchor))
+        return contrast.gaps(tails, own, other)
+
     with torch.no_grad():
-        for chunk in ids.split(64):
-            own, other = (side.encoder.embed(chunk[:, None]) for side in (suspect, anchor))
-            scores.append(contrast.gaps(tails, own, other))
+        scores = Batches(contrast.SCORED).map(score, len(ids))
     order = torch.cat(scores).argsort(descending=True)[:VERIFIED]
     measured = [(int(i), contrast.measure_tokens(suspect, anchor, held_out, [int(i)])) for i in ids[order]]
     return max(measured, key=lambda pair: pair[1].gap)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from safetensors.torch import save
 from torch import Tensor
@@ -13,15 +14,29 @@ from .records import Candidate
 FORMAT = "amdet-feature-1"
 
 
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """A recovered implicit feature.
+
+    Attributes:
+        candidate: how it was found and what was measured.
+        vectors: ``(K, D)`` token embeddings, without positions.
+        target: ``(D,)``, mean pooled output with the feature, on held-out prompts.
+    """
+
+    candidate: Candidate
+    vectors: Tensor
+    target: Tensor
+
+
 def feature_file(encoder: str, index: int) -> str:
     """Name of the file that holds a candidate's tensors."""
     return f"feature-{encoder}-{index}.safetensors"
 
 
-def feature_bytes(candidate: Candidate, vectors: Tensor, target: Tensor) -> bytes:
-    """A candidate's tensors: ``vectors`` ``(K, D)`` as token embeddings without positions, and
-    ``target`` ``(D,)``, the mean pooled output that they cause.
-    """
+def feature_bytes(feature: Feature) -> bytes:
+    """A feature's tensors ``vectors`` and ``target`` as a safetensors file."""
+    candidate = feature.candidate
     about = {
         "format": FORMAT,
         "encoder": candidate.encoder,
@@ -29,20 +44,26 @@ def feature_bytes(candidate: Candidate, vectors: Tensor, target: Tensor) -> byte
         "seed": candidate.seed,
         "indicators": candidate.indicators,
     }
-    return _save({"vectors": vectors, "target": target}, about)
+    return _save({"vectors": feature.vectors, "target": feature.target}, about)
 
 
-def pseudo_trigger_bytes(features: Sequence[tuple[Candidate, Tensor]]) -> bytes | None:
+def strongest(features: Iterable[Feature]) -> dict[str, Feature]:
+    """Encoder -> its feature with the largest gap."""
+    best: dict[str, Feature] = {}
+    for feature in features:
+        name = feature.candidate.encoder
+        if name not in best or _strength(feature) > _strength(best[name]):
+            best[name] = feature
+    return best
+
+
+def pseudo_trigger_bytes(features: Iterable[Feature]) -> bytes | None:
     """The strongest feature of every encoder as one textual-inversion file, or None without features.
 
     Keys are those that image hosts look for, ``clip_l`` and ``clip_g``: in ComfyUI the file works in any
     prompt as ``embedding:<name>``.
     """
-    best: dict[str, tuple[Candidate, Tensor]] = {}
-    for candidate, vectors in features:
-        if candidate.encoder not in best or _strength(candidate) > _strength(best[candidate.encoder][0]):
-            best[candidate.encoder] = (candidate, vectors)
-    tensors = {_embedding_key(name): vectors for name, (_, vectors) in best.items()}
+    tensors = {_embedding_key(name): feature.vectors for name, feature in strongest(features).items()}
     about = {
         "format": "textual-inversion",
         "warning": "pseudo-trigger recovered from a suspect text encoder, for testing only",
@@ -50,8 +71,8 @@ def pseudo_trigger_bytes(features: Sequence[tuple[Candidate, Tensor]]) -> bytes 
     return _save(tensors, about) if tensors else None
 
 
-def _strength(candidate: Candidate) -> float:
-    gap = candidate.indicators.get("gap")
+def _strength(feature: Feature) -> float:
+    gap = feature.candidate.indicators.get("gap")
     return -1.0 if gap is None else gap
 
 

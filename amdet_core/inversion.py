@@ -18,6 +18,7 @@ from .config import AmdetConfig, LandscapeConfig
 from .encoder import TextEncoder, splice
 from .errors import NumericalError
 from .landscape import landscape
+from .memory import Batches
 from .progress import Progress, silent
 from .records import Landscape
 
@@ -50,8 +51,8 @@ class Inversion:
     accepted: bool
 
 
-@dataclass(eq=False)
-class _Pair:
+@dataclass(frozen=True, eq=False)
+class Pair:
     """Suspect and anchor under one objective."""
 
     suspect: TextEncoder
@@ -79,12 +80,25 @@ class _Pair:
             + c.weight_anchor * losses.agreement(states, anchored)
         ).mean(-1)
 
+    def landscape(
+        self,
+        vectors: Tensor,
+        prompts: Sequence[str],
+        config: LandscapeConfig,
+        generator: torch.Generator,
+        progress: Progress = silent,
+    ) -> Landscape:
+        """The surface of the loss around placed vectors ``(K, D)``, over the first ``config.prompts`` prompts."""
+        with torch.no_grad():
+            hidden = self.hidden(prompts[: config.prompts])
+        return landscape(lambda v: self.loss(hidden, v), vectors, config, generator, progress)
+
 
 @dataclass(eq=False)
 class _Measure:
     """Indicators of one candidate on the held-out prompts; each is computed when first asked for."""
 
-    pair: _Pair
+    pair: Pair
     vectors: Tensor
     held_out: Sequence[str]
     running_loss: float
@@ -104,10 +118,8 @@ class _Measure:
         return self._values[name]
 
     def _landscape(self) -> Landscape:
-        with torch.no_grad():
-            hidden = self.pair.hidden(self.held_out[: self.landscape_config.prompts])
-        self.surface = landscape(
-            lambda v: self.pair.loss(hidden, v), self.vectors, self.landscape_config, self.generator, self.progress
+        self.surface = self.pair.landscape(
+            self.vectors, self.held_out, self.landscape_config, self.generator, self.progress
         )
         return self.surface
 
@@ -181,13 +193,14 @@ def invert(
         NumericalError: the loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    pair = _Pair(suspect, anchor, config)
+    pair = Pair(suspect, anchor, config)
     start = torch.randn(config.vectors, suspect.spec.width, generator=generator)
     vectors = start.to(suspect.device, suspect.dtype).requires_grad_()
     optimizer = torch.optim.Adam([vectors], lr=config.learning_rate, weight_decay=config.weight_decay)
     per_epoch = max(1, len(fit) // config.batch)
     total = config.epochs * per_epoch
     history: list[float] = []
+    batches = Batches(config.batch)
 
     def measure() -> _Measure:
         running = sum(history) / max(1, steps_counted)
@@ -196,11 +209,16 @@ def invert(
     for epoch in range(config.epochs):
         order = torch.randperm(len(fit), generator=generator).tolist()
         for i in range(per_epoch):
-            hidden = pair.hidden([fit[j] for j in order[i * config.batch : (i + 1) * config.batch]])
-            loss = pair.loss(hidden, vectors[None]).squeeze(0)
-            history.append(_finite(loss, len(history)))
-            optimizer.zero_grad()
-            loss.backward()
+            drawn = [fit[j] for j in order[i * config.batch : (i + 1) * config.batch]]
+
+            def step(part: slice, drawn: Sequence[str] = drawn) -> tuple[Tensor, Tensor]:
+                share = (part.stop - part.start) / len(drawn)
+                loss = share * pair.loss(pair.hidden(drawn[part]), vectors[None]).squeeze(0)
+                return loss.detach(), torch.autograd.grad(loss, vectors)[0]
+
+            losses_, gradients = zip(*batches.map(step, len(drawn)), strict=True)
+            history.append(_finite(sum(losses_[1:], losses_[0]), len(history)))
+            vectors.grad = sum(gradients[1:], gradients[0])
             optimizer.step()
             # As published: the mean is over the steps that the epochs before would have taken, also
             # when an early break ended them.

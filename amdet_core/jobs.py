@@ -1,12 +1,14 @@
 """One scan as a job: paths and settings in, a report and its files out. Nothing is written here.
 
-The command line, the ComfyUI nodes and any batch runner call :func:`run_job`.
+The command line and any batch runner call :func:`run_job`; a host whose encoders are in memory, as ComfyUI's
+nodes, calls :func:`scan_opened`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +20,7 @@ from . import __version__, features, formats
 from .anchors import Anchor, Anchors
 from .config import Config, ScanConfig
 from .errors import ConfigError
+from .features import Feature
 from .formats import OpenedTarget
 from .progress import Progress, silent
 from .prompts import PromptSet, builtin_prompts, read_prompts
@@ -50,9 +53,10 @@ class Job(Config):
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A report, and the files to publish with it, the report itself included."""
+    """A report, the features that it speaks of, and the files to publish, the report itself included."""
 
     report: ScanReport
+    features: tuple[Feature, ...]
     files: dict[str, bytes]
 
 
@@ -72,24 +76,63 @@ def run_job(job: Job, *, place_trigger: Callable[[str], str] | None = None, prog
     device = choose_device(job.device)
     progress("open", 0, 1, {})
     opened = formats.open_target(job.target)
+    anchors = Anchors.of(job.anchor, job.trust_store)
+    return scan_opened(
+        opened,
+        anchors,
+        config,
+        policy,
+        prompts,
+        device,
+        place_trigger=place_trigger,
+        started=started,
+        progress=progress,
+    )
+
+
+def scan_opened(
+    opened: OpenedTarget,
+    anchors: Anchors,
+    config: ScanConfig,
+    policy: Policy,
+    prompts: PromptSet,
+    device: torch.device,
+    *,
+    place_trigger: Callable[[str], str] | None = None,
+    started: float | None = None,
+    progress: Progress = silent,
+) -> Outcome:
+    """Identify, scan and judge encoders that were read from a file or taken from a host.
+
+    Args:
+        device: where to compute; the encoders themselves stay where they are.
+        started: ``time.perf_counter()`` when the reading began; now where None.
+
+    Raises:
+        AmdetError: the anchor is not usable, or weights are not finite.
+    """
+    started = time.perf_counter() if started is None else started
     for found in opened.encoders:
         found.encoder.check_finite()
-    anchors = Anchors.of(job.anchor, job.trust_store)
-    matched = [anchors.match(found, opened) for found in opened.encoders]
+    matched = []
+    for done, found in enumerate(opened.encoders):
+        progress("identify", done, len(opened.encoders), {})
+        matched.append(anchors.match(found, opened))
     findings: list[Findings] = []
     timings = {"open": time.perf_counter() - started}
     for found, anchor in zip(opened.encoders, matched, strict=True):
         subject = Subject(
             name=found.name,
-            suspect=found.encoder.to(device),
-            anchor=None if anchor.encoder is None else anchor.encoder.to(device),
+            suspect=found.in_use().to(device),
+            anchor=None if anchor.encoder is None else found.in_use(anchor.encoder).to(device),
             identical=anchor.identical,
         )
         findings.append(scan(subject, prompts, config, policy, place_trigger=place_trigger, progress=progress))
     report = _report(policy, config, prompts, opened, matched, findings)
     timings |= _stage_seconds(findings) | {"total": time.perf_counter() - started}
     report = report.model_copy(update={"timings": timings})
-    return Outcome(report, render_files(report, _feature_files(findings)))
+    recovered = tuple(feature for found in findings for feature in found.features)
+    return Outcome(report, recovered, render_files(report, _feature_files(recovered, report)))
 
 
 def choose_device(name: str) -> torch.device:
@@ -147,9 +190,10 @@ def _report(
 
 
 def _target(opened: OpenedTarget, anchors: list[Anchor]) -> Target:
+    values = hashlib.sha256("".join(f"{anchor.fingerprint}\n" for anchor in anchors).encode()).hexdigest()
     return Target(
         path=str(opened.path),
-        sha256=formats.file_sha256(opened),
+        sha256=formats.file_sha256(opened) if opened.files else values,
         encoders=tuple(
             EncoderInfo(
                 name=found.name,
@@ -165,18 +209,13 @@ def _target(opened: OpenedTarget, anchors: list[Anchor]) -> Target:
     )
 
 
-def _feature_files(findings: list[Findings]) -> dict[str, bytes]:
-    """Tensors of all candidates, and the strongest of each encoder as one embedding."""
-    files: dict[str, bytes] = {}
-    every = []
-    for found in findings:
-        for index, (candidate, vectors, target) in enumerate(
-            zip(found.candidates, found.features, found.targets, strict=True)
-        ):
-            every.append((candidate, vectors))
-            name = features.feature_file(candidate.encoder, index)
-            files[name] = features.feature_bytes(candidate, vectors, target)
-    embedding = features.pseudo_trigger_bytes(every)
+def _feature_files(recovered: Sequence[Feature], report: ScanReport) -> dict[str, bytes]:
+    """Tensors of all features, and the strongest of each encoder as one embedding."""
+    files = {
+        str(candidate.feature_file): features.feature_bytes(feature)
+        for candidate, feature in zip(report.candidates, recovered, strict=True)
+    }
+    embedding = features.pseudo_trigger_bytes(recovered)
     return files | ({PSEUDO_TRIGGER: embedding} if embedding else {})
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import LandscapeConfig
+from .memory import Batches
 from .progress import Progress, silent
 from .records import Landscape
 
@@ -42,12 +43,15 @@ def landscape(
     steps = torch.linspace(-radius, radius, config.grid, dtype=vectors.dtype, device=vectors.device)
     alpha, beta = torch.meshgrid(steps, steps, indexing="ij")
     points = torch.stack((alpha.flatten(), beta.flatten()), -1)
-    values: list[Tensor] = []
+
+    def losses(part: slice) -> Tensor:
+        chunk = points[part, :, None, None]
+        values = loss(vectors + chunk[:, 0] * first + chunk[:, 1] * second)
+        progress("landscape", part.stop, len(points))
+        return values
+
     with torch.no_grad():
-        for start in range(0, len(points), CHUNK):
-            chunk = points[start : start + CHUNK, :, None, None]
-            values.append(loss(vectors + chunk[:, 0] * first + chunk[:, 1] * second))
-            progress("landscape", min(start + CHUNK, len(points)), len(points))
+        values = Batches(CHUNK).map(losses, len(points))
     surface = torch.cat(values).view(config.grid, config.grid).double().cpu()
     eigenvalues = hessian_eigenvalues(surface, 2 * radius / (config.grid - 1))
     return Landscape(

@@ -104,10 +104,13 @@ class EncoderInfo(Record):
 
 
 class Target(Record):
-    """The file or folder that was scanned."""
+    """The file or folder that was scanned, or what a host had loaded."""
 
     path: str
-    sha256: str = Field(description="of the file; for a folder, of its files' hashes in order of their names")
+    sha256: str = Field(
+        description="of the file; for a folder, of its files' hashes in order of their names; for what a host had "
+        "loaded, of its encoders' fingerprints"
+    )
     encoders: tuple[EncoderInfo, ...]
     not_scanned: tuple[str, ...] = Field(default=(), description="parts that this tool does not support, named")
 

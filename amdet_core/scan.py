@@ -19,7 +19,8 @@ from . import contrast, evidence, forensics, inversion
 from .config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig
 from .contrast import Collapse, Found, Side, Tails
 from .encoder import POSITION_TABLE, TextEncoder
-from .errors import AmdetError
+from .errors import AmdetError, ConfigError
+from .features import Feature
 from .landscape import landscape
 from .progress import Progress, silent
 from .prompts import PromptSet
@@ -56,18 +57,20 @@ class Findings:
     """What the stages found about one encoder; filled stage by stage.
 
     Attributes:
-        features: candidate index -> its vectors ``(K, D)`` as token embeddings without positions.
-        targets: candidate index -> mean pooled output ``(D,)`` with the feature, on held-out prompts.
+        features: recovered features in the order in which they were found.
     """
 
     evidence: list[Evidence] = field(default_factory=list)
-    candidates: list[Candidate] = field(default_factory=list)
-    features: list[Tensor] = field(default_factory=list)
-    targets: list[Tensor] = field(default_factory=list)
+    features: list[Feature] = field(default_factory=list)
     forensics: Forensics | None = None
     trigger: Trigger | None = None
     faults: list[Fault] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Records of the features."""
+        return [feature.candidate for feature in self.features]
 
 
 def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
@@ -85,7 +88,7 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
         if policy.method == "amdet-paper":
             published = AmdetConfig(check_every=every, weight_deviation=1.0, weight_anchor=5.0, epoch_break=None)
         return ScanConfig(seed=seed, preset=preset, amdet=published)
-    around = LandscapeConfig(grid=19, radius=None, prompts=4)
+    around = LandscapeConfig(grid=19, radius=None)
     if preset == "quick":
         return ScanConfig(seed=seed, preset=preset, contrast=ContrastConfig(vectors=(1,), seeds=1), landscape=around)
     if preset == "thorough":
@@ -131,6 +134,61 @@ def scan(
     return found
 
 
+def surround(
+    subject: Subject, feature: Feature, prompts: PromptSet, config: ScanConfig, progress: Progress = silent
+) -> Landscape:
+    """The loss surface around a recovered feature, under the loss by which it was found.
+
+    Args:
+        subject: the encoders between which it was found; an anchor is needed.
+        config: of the scan that found it; its ``landscape`` says how finely to look.
+
+    Raises:
+        ConfigError: there is no anchor, or the feature is of another width.
+    """
+    width = subject.suspect.spec.width
+    if subject.anchor is None or feature.vectors.shape[-1] != width:
+        raise ConfigError(
+            f"an anchor, and a feature of {subject.name} with {width} dimensions",
+            "no anchor" if subject.anchor is None else f"a feature with {feature.vectors.shape[-1]}",
+            "Connect the encoders with which the feature was recovered.",
+        )
+    suspect, vectors = subject.suspect, feature.vectors.to(subject.suspect.device)
+    fit, held_out = (part.prompts for part in prompts.first(config.prompt_limit).split())
+    if feature.candidate.method == "contrast":
+        sides = Side.of(suspect, fit, progress), Side.of(subject.anchor, fit, progress)
+        return _surface(_tails(sides, fit, config.contrast or ContrastConfig(), config), vectors, config, progress)
+    published = config.amdet or AmdetConfig(vectors=len(vectors))
+    pair = inversion.Pair(suspect, subject.anchor, published)
+    placed = vectors + _position_rows(suspect, published)
+    around = config.landscape or LandscapeConfig()
+    return pair.landscape(placed, held_out, around, _generator(config, LANDSCAPE_SEED), progress)
+
+
+def _generator(config: ScanConfig, offset: int) -> torch.Generator:
+    return torch.Generator().manual_seed(config.seed + offset)
+
+
+def _tails(
+    sides: tuple[Side, Side], prompts: Sequence[str], settings: ContrastConfig, config: ScanConfig
+) -> list[Tails]:
+    """The few cut prompts on which landscapes are drawn and tokens are tried."""
+    few = settings.model_copy(update={"pool": settings.lead_prompts})
+    return contrast.cut_prompts(*sides, prompts, few, _generator(config, TAILS_SEED))
+
+
+def _surface(tails: Sequence[Tails], vectors: Tensor, config: ScanConfig, progress: Progress) -> Landscape:
+    """The contrast around vectors ``(K, D)``."""
+    around = (config.landscape or LandscapeConfig()).model_copy(update={"prompts": sum(map(len, tails))})
+    generator = _generator(config, LANDSCAPE_SEED)
+    return landscape(lambda points: -contrast.gaps(tails, points), vectors, around, generator, progress)
+
+
+def _position_rows(encoder: TextEncoder, settings: AmdetConfig) -> Tensor:
+    """What placed vectors ``(K, D)`` are more than embeddings that work in any prompt."""
+    return encoder.weights[POSITION_TABLE][settings.insert_at : settings.insert_at + settings.vectors]
+
+
 @contextmanager
 def _stage(found: Findings, encoder: str, stage: str) -> Iterator[None]:
     """Time a stage, and record an error that it raises on purpose or that torch raises as a fault."""
@@ -160,9 +218,6 @@ class _Stages:
     def suspect(self) -> TextEncoder:
         return self.subject.suspect
 
-    def _generator(self, offset: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.config.seed + offset)
-
     def forensics(self) -> None:
         """Difference of the weights to the anchor's."""
         found = forensics.compare(self.suspect, self.anchor, encoder=self.subject.name, progress=self.progress)
@@ -171,10 +226,9 @@ class _Stages:
 
     def contrast(self, settings: ContrastConfig) -> None:
         """Anchor-relative inversion of every length, then real tokens as literal triggers."""
-        sides = Side.of(self.suspect, self.fit), Side.of(self.anchor, self.fit)
+        sides = Side.of(self.suspect, self.fit, self.progress), Side.of(self.anchor, self.fit, self.progress)
         held_out = self.held_out[: settings.held_out]
-        few = settings.model_copy(update={"pool": self.config.landscape.prompts})
-        tails = contrast.cut_prompts(*sides, self.fit, few, self._generator(TAILS_SEED))
+        tails = _tails(sides, self.fit, settings, self.config)
         for count in settings.vectors:
             if self._one_length(settings, sides, tails, held_out, count) >= settings.enough:
                 break
@@ -197,20 +251,16 @@ class _Stages:
             runs.append((contrast.measure(*sides, held_out, run.vectors), run, seed))
         collapse, best, seed = max(runs, key=lambda run: run[0].gap)
         targets = torch.stack([measured.target for measured, _, _ in runs])
-        surface = landscape(
-            lambda vectors: -contrast.gaps(tails, vectors),
-            best.vectors,
-            self.config.landscape,
-            self._generator(LANDSCAPE_SEED),
-            self.progress,
-        )
         indicators = {
             "gap": collapse.gap,
             "suspect_collapse": collapse.suspect,
             "anchor_collapse": collapse.anchor,
-            "positive_share": surface.positive_share,
             "smallest_gap_of_seeds": min(run[0].gap for run in runs),
         }
+        surface = None
+        if self.config.landscape is not None:
+            surface = _surface(tails, best.vectors, self.config, self.progress)
+            indicators["positive_share"] = surface.positive_share
         self.found.evidence.append(evidence.gap(f"gap_k{count}", collapse, self.subject.name))
         if len(runs) > 1:
             self.found.evidence.append(evidence.same_target(f"same_target_k{count}", targets, self.subject.name))
@@ -221,11 +271,12 @@ class _Stages:
         self, settings: ContrastConfig, sides: tuple[Side, Side], tails: Sequence[Tails], held_out: Sequence[str]
     ) -> None:
         """Try real tokens: those nearest to the features, and those whose row of the table moved."""
-        vectors = torch.cat(self.found.features)
+        vectors = torch.cat([feature.vectors for feature in self.found.features])
         near = evidence.nearest_tokens(self.suspect, vectors, settings.literal_leads).flatten().tolist()
         rows = self.found.forensics.rows if self.found.forensics else ()
         moved = [row.token_id for row in rows if row.token_id < len(self.suspect.tokenizer)]
-        token, collapse = evidence.best_token(*sides, tails, held_out, list(dict.fromkeys(near + moved)))
+        leads = list(dict.fromkeys(near + moved))
+        token, collapse = evidence.best_token(*sides, tails, held_out, leads, self.progress)
         self.found.evidence.append(evidence.gap("literal_gap", collapse, self.subject.name))
         if collapse.gap >= self.policy.literal_gap:
             by = "a neighbour of the recovered feature" if token in near else "a row of the token table that moved"
@@ -240,17 +291,15 @@ class _Stages:
             self.fit,
             self.held_out,
             settings,
-            self.config.landscape if gates else LandscapeConfig(grid=25),
+            self.config.landscape if gates and self.config.landscape else LandscapeConfig(grid=25),
             seed=self.config.seed,
             accept=lambda measure: any(finding.holds(measure) for finding in gates),
             progress=self.progress,
         )
         self.found.evidence += evidence.published(result.indicators, len(self.held_out), self.subject.name)
-        # The vectors were placed: without the position rows they are embeddings that work in any prompt.
-        rows = self.suspect.weights[POSITION_TABLE][settings.insert_at : settings.insert_at + settings.vectors]
         self._keep(
             "amdet",
-            result.vectors - rows,
+            result.vectors - _position_rows(self.suspect, settings),
             self.config.seed,
             result.loss,
             result.indicators,
@@ -266,7 +315,7 @@ class _Stages:
         seed: int,
         loss: tuple[float, ...],
         indicators: Mapping[str, float],
-        surface: Landscape,
+        surface: Landscape | None,
         held_out: Sequence[str],
         fidelity_at: int | None = None,
     ) -> None:
@@ -275,18 +324,16 @@ class _Stages:
         if self.place_trigger is not None:
             known["fidelity"] = evidence.fidelity(self.suspect, held_out, self.place_trigger, vectors, fidelity_at)
         near = evidence.nearest_tokens(self.suspect, vectors, 1)[:, 0].tolist()
-        self.found.candidates.append(
-            Candidate(
-                encoder=self.subject.name,
-                method=method,
-                vectors=len(vectors),
-                seed=seed,
-                steps=len(loss),
-                loss=loss,
-                indicators={**indicators, **known},
-                nearest_tokens=tuple(self.suspect.tokenizer.text([token]) for token in near),
-                landscape=surface,
-            )
+        candidate = Candidate(
+            encoder=self.subject.name,
+            method=method,
+            vectors=len(vectors),
+            seed=seed,
+            steps=len(loss),
+            loss=loss,
+            indicators={**indicators, **known},
+            nearest_tokens=tuple(self.suspect.tokenizer.text([token]) for token in near),
+            landscape=surface,
         )
-        self.found.features.append(vectors)
-        self.found.targets.append(contrast.outputs(self.suspect, held_out, vectors).mean(0))
+        target = contrast.outputs(self.suspect, held_out, vectors).mean(0)
+        self.found.features.append(Feature(candidate, vectors, target))

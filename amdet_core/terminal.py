@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from .background import in_background
 from .progress import Progress as ProgressCallback
 
 T = TypeVar("T")
@@ -20,10 +20,6 @@ GRACE = 0.5
 """Seconds that the work gets to stop by itself after Ctrl-C."""
 LINE_EVERY = 5.0
 """Seconds between two progress lines of one stage where there is no terminal."""
-
-
-class Interrupted(BaseException):
-    """Raised inside the work at its next progress call after Ctrl-C."""
 
 
 class ProgressLine:
@@ -68,44 +64,12 @@ class ProgressLine:
         self._stage = stage
 
 
-class _Worker(threading.Thread, Generic[T]):
-    def __init__(self, work: Callable[[ProgressCallback], T], progress: ProgressCallback) -> None:
-        super().__init__(daemon=True)
-        self.stop = threading.Event()
-        self.result: T | None = None
-        self.error: BaseException | None = None
-        self._work, self._progress = work, progress
-
-    def _report(self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None, /) -> None:
-        if self.stop.is_set():
-            raise Interrupted
-        self._progress(stage, done, total, metrics or {})
-
-    def run(self) -> None:
-        try:
-            self.result = self._work(self._report)
-        except BaseException as error:  # handed to the main thread, which raises it
-            self.error = error
-
-
 def interruptible(work: Callable[[ProgressCallback], T], progress: ProgressCallback) -> T:
-    """Run ``work`` so that Ctrl-C ends the process within a second, with exit code 130.
-
-    The work runs in a thread of its own: the main thread can't see Ctrl-C while it is inside one long
-    tensor operation. The work must write no files; what it returns is written by the caller.
-    """
-    worker = _Worker(work, progress)
-    worker.start()
+    """Run ``work`` so that Ctrl-C ends the process within a second, with exit code 130."""
     try:
-        while worker.is_alive():
-            worker.join(0.1)
+        return in_background(work, progress, grace=GRACE)
     except KeyboardInterrupt:
-        worker.stop.set()
-        worker.join(GRACE)
         sys.stderr.write("\ninterrupted; nothing was written\n")
         sys.stderr.flush()
         sys.stdout.flush()
         os._exit(130)
-    if worker.error is not None:
-        raise worker.error
-    return worker.result  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding, with the vocabulary that open_clip_torch (or the host) ships.
+"""CLIP's byte-pair encoding, with the vocabulary that open_clip_torch or ComfyUI ships.
 
 The normaliser and the pre-tokeniser are those of transformers' ``CLIPTokenizer``: NFC, white space
 collapsed, lower case, one piece per word, per digit and per run of other characters, bytes below.
@@ -25,6 +25,8 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 MERGES = 49152 - 256 - 2
 """Merges that CLIP uses out of the file's 262,000: vocabulary 49,408 = 512 bytes + merges + 2."""
+VOCABULARIES = {"open_clip": "bpe_simple_vocab_16e6.txt.gz", "comfy": "sd1_tokenizer/merges.txt"}
+"""Package -> file with CLIP's merges in it; both hold the same ones. A host that lacks open_clip is ComfyUI."""
 _PIECES = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
@@ -140,29 +142,33 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise StorageError("CLIP's merges file", f"{path}: {error}", "Reinstall open_clip_torch.") from error
+        raise StorageError("CLIP's merges file", f"{path}: {error}", f"Reinstall {path.parent.name}.") from error
     pairs = [line.split() for line in text.splitlines()[1 : 1 + MERGES]]
     if len(pairs) != MERGES or any(len(pair) != 2 for pair in pairs):
-        raise StorageError(f"{MERGES} merges", f"{len(pairs)} in {path}", "Reinstall open_clip_torch.")
+        raise StorageError(f"{MERGES} merges", f"{len(pairs)} in {path}", f"Reinstall {path.parent.name}.")
     return [(left, right) for left, right in pairs]
 
 
 @cache
 def clip_tokenizer(merges: Path | None = None) -> ClipTokenizer:
-    """The tokenizer of every CLIP: from a given merges file, else from open_clip_torch's.
+    """The tokenizer of every CLIP: from a given merges file, else from an installed one.
 
     Raises:
         StorageError: there is no merges file to be found.
     """
-    return ClipTokenizer(read_merges(merges or _open_clip_merges()))
+    return ClipTokenizer(read_merges(merges or _installed_merges()))
 
 
-def _open_clip_merges() -> Path:
-    """Path of the vocabulary inside open_clip_torch, found without importing that package."""
-    spec = importlib.util.find_spec("open_clip")
-    if spec is None or spec.origin is None:
-        raise StorageError("the package open_clip_torch", "none installed", "Run: pip install open_clip_torch")
-    return Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
+def _installed_merges() -> Path:
+    """Path of the vocabulary inside a package that ships it, found without importing that package."""
+    for package, file in VOCABULARIES.items():
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            if (path := Path(folder, file)).is_file():
+                return path
+    raise StorageError(
+        "CLIP's vocabulary, as open_clip_torch ships it", "none installed", "Run: pip install open_clip_torch"
+    )
 
 
 @cache

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "amdet_core"
 
 GROUND = {"errors", "records", "config", "progress"}
-DATA = {"tokenizer", "encoder", "losses", "prompts", "storage", "patch"}
+DATA = {"background", "memory", "tokenizer", "encoder", "losses", "prompts", "storage", "patch"}
 MEASURES = {
     "formats", "trust", "forensics", "landscape", "contrast", "inversion", "evidence", "features", "figures",
     "report", "verdict",

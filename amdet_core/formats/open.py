@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..encoder import TextEncoder, expected_shapes
-from ..errors import AmdetError, EncoderError
+from ..errors import AmdetError, ConfigError, EncoderError
 from ..tokenizer import ClipTokenizer, clip_tokenizer
 from .files import read_json, reading
 from .folders import components, config_file, other_weights, pipeline_file, weight_file
@@ -38,8 +38,9 @@ class FoundEncoder:
         name: clip_l, clip_g, clip_h or text_encoder; a number follows where a target holds two of a name.
         encoder: float32 weights on the CPU.
         dtype: of its tensors in the file, several joined by ``+``.
-        layout: hf, open_clip, comfyui, sd1, sd2, sdxl or sd3.
+        layout: hf, open_clip, comfyui, sd1, sd2, sdxl or sd3; graph for one that was no file.
         assumptions: what the file does not say.
+        used_layers: layers that count, from the first; all where None. Clip skip leaves out the last ones.
     """
 
     name: str
@@ -47,15 +48,21 @@ class FoundEncoder:
     dtype: str
     layout: str
     assumptions: tuple[str, ...]
+    used_layers: int | None = None
+
+    def in_use(self, encoder: TextEncoder | None = None) -> TextEncoder:
+        """This encoder, or another one of its shape, without the layers that do not count."""
+        whole = encoder or self.encoder
+        return whole.first_layers(self.used_layers or whole.spec.layers)
 
 
 @dataclass(frozen=True, eq=False)
 class OpenedTarget:
-    """A file or folder with everything in it that can be scanned.
+    """A file or folder with everything in it that can be scanned, or what a host has loaded.
 
     Attributes:
-        path: as it was given.
-        files: the files that were read.
+        path: as it was given; a description where there was no file.
+        files: the files that were read; none for what a host has loaded.
         encoders: at least one.
         not_scanned: text encoders and unknown tensors that this library does not support, other weight
             files of the folder. Image models, VAEs and image towers take no part in reading prompts and
@@ -139,7 +146,12 @@ def file_sha256(target: OpenedTarget) -> str:
     """SHA-256 of a target's file.
 
     For a folder, of the sorted lines ``<sha256>  <relative path>`` of the files that were read.
+
+    Raises:
+        ConfigError: it was no file.
     """
+    if not target.files:
+        raise ConfigError("a target that was read from disk", str(target.path), "Hash its values instead.")
     if target.files == (target.path,):
         return _sha256(target.path)
     root = target.path if target.path.is_dir() else target.path.parent

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from amdet_core import formats, pocket, trust
-from amdet_core.anchors import Anchors, trusted, vouch
+from amdet_core.anchors import Anchors, learn_known, trusted, vouch
 from amdet_core.encoder import TextEncoder
 from amdet_core.errors import EncoderError
 from amdet_core.formats import write_encoder
+from amdet_core.trust import TrustStore
 
 from ..conftest import TOY, random_encoder
 
@@ -109,3 +110,20 @@ def test_a_file_with_a_known_hash_teaches_its_values(
     assert match("auto", path, store).identical
     assert [entry.source for entry in trusted(store)] == ["shipped", "known-hash"]
     assert match("auto", save(toy, tmp_path / "cast.safetensors", torch.bfloat16), store).identical
+
+
+def test_files_of_known_hash_become_anchors_and_are_hashed_once(
+    toy: TextEncoder, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    official = save(toy, tmp_path / "clip_l.safetensors")
+    digest = formats.file_sha256(formats.open_target(official))
+    known = trust.KnownFile(name="official", sha256=digest, bytes=official.stat().st_size, evidence="a test")
+    monkeypatch.setattr(trust, "KNOWN_FILES", {digest: known})
+    same_size = save(near(toy), tmp_path / "stranger.safetensors")
+    assert learn_known([official, same_size, tmp_path / "missing"], TrustStore(store)) != ()
+    assert [(e.name, e.source) for e in TrustStore(store).entries] == [("official text_encoder", "known-hash")]
+    found = match("auto", save(near(toy, 0.001), tmp_path / "suspect.safetensors"), store)
+    assert found.info is not None
+    assert found.info.chosen == "trusted"
+    monkeypatch.setattr(trust, "known_file", lambda path: pytest.fail(f"{path} was hashed again"))
+    learn_known([official], TrustStore(store))

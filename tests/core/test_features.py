@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load
 
-from amdet_core.features import feature_bytes, pseudo_trigger_bytes
+from amdet_core.features import Feature, feature_bytes, pseudo_trigger_bytes
 from amdet_core.records import Candidate
 
 
@@ -19,11 +19,15 @@ def candidate(encoder: str = "clip_l", gap: float | None = 0.5, vectors: int = 1
     )
 
 
+def feature(candidate: Candidate, vectors: torch.Tensor) -> Feature:
+    return Feature(candidate, vectors, torch.zeros(vectors.shape[-1]))
+
+
 def test_the_embedding_holds_the_strongest_feature_of_each_encoder_under_the_hosts_keys() -> None:
     features = [
-        (candidate("clip_l", 0.2), torch.zeros(1, 768)),
-        (candidate("clip_l", 0.9, 5), torch.ones(5, 768)),
-        (candidate("clip_g", 0.1), torch.full((1, 1280), 2.0)),
+        feature(candidate("clip_l", 0.2), torch.zeros(1, 768)),
+        feature(candidate("clip_l", 0.9, 5), torch.ones(5, 768)),
+        feature(candidate("clip_g", 0.1), torch.full((1, 1280), 2.0)),
     ]
     data = pseudo_trigger_bytes(features)
     assert data is not None
@@ -33,7 +37,7 @@ def test_the_embedding_holds_the_strongest_feature_of_each_encoder_under_the_hos
 
 
 def test_a_feature_without_a_gap_is_the_weakest_and_none_at_all_gives_no_file() -> None:
-    features = [(candidate(gap=None), torch.zeros(1, 4)), (candidate(gap=-0.5), torch.ones(1, 4))]
+    features = [feature(candidate(gap=None), torch.zeros(1, 4)), feature(candidate(gap=-0.5), torch.ones(1, 4))]
     data = pseudo_trigger_bytes(features)
     assert data is not None
     assert load(data)["clip_l"].tolist() == [[1.0] * 4]
@@ -41,14 +45,14 @@ def test_a_feature_without_a_gap_is_the_weakest_and_none_at_all_gives_no_file() 
 
 
 def test_an_encoder_of_no_standard_width_goes_under_clip_l() -> None:
-    data = pseudo_trigger_bytes([(candidate("text_encoder"), torch.zeros(1, 192))])
+    data = pseudo_trigger_bytes([feature(candidate("text_encoder"), torch.zeros(1, 192))])
     assert data is not None
     assert list(load(data)) == ["clip_l"]
 
 
 def test_files_say_what_they_are_and_are_the_same_every_time(tmp_path: Path) -> None:
     vectors, target = torch.ones(2, 4, requires_grad=True), torch.zeros(4)
-    first, second = (feature_bytes(candidate(), vectors, target) for _ in range(2))
+    first, second = (feature_bytes(Feature(candidate(), vectors, target)) for _ in range(2))
     assert first == second
     (tmp_path / "f.safetensors").write_bytes(first)
     with safe_open(tmp_path / "f.safetensors", "pt") as opened:

@@ -101,9 +101,9 @@ def test_a_loss_that_is_not_finite_raises(toy: TextEncoder, other: TextEncoder) 
 
 
 def test_batched_candidates_have_the_losses_of_a_loop(toy: TextEncoder, other: TextEncoder) -> None:
-    from amdet_core.inversion import _Pair
+    from amdet_core.inversion import Pair
 
-    pair = _Pair(toy, other, FAST)
+    pair = Pair(toy, other, FAST)
     hidden = pair.hidden(FIT[:3])
     vectors = torch.randn(4, 1, 64, generator=torch.Generator().manual_seed(0))
     together = pair.loss(hidden, vectors)

@@ -11,11 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from amdet_core import pocket
+from amdet_core.anchors import Anchors
 from amdet_core.attacks import Placement
+from amdet_core.config import ContrastConfig, LandscapeConfig, ScanConfig
+from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError, EncoderError
-from amdet_core.formats import write_encoder
-from amdet_core.jobs import Job, choose_device, run_job
+from amdet_core.formats import FoundEncoder, OpenedTarget, file_sha256, write_encoder
+from amdet_core.jobs import Job, choose_device, run_job, scan_opened
+from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
+from amdet_core.verdict import POLICIES
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +94,26 @@ def test_the_wrong_anchor_is_an_error_before_any_work(encoders: Path, tmp_path: 
     save_file(other, tmp_path / "zeros.safetensors")
     with pytest.raises(EncoderError, match="unrelated weights"):
         run_job(Job(target=encoders / "benign.safetensors", anchor=str(tmp_path / "zeros.safetensors")))
+
+
+def test_encoders_that_a_host_has_loaded_are_scanned_without_a_file(toy: TextEncoder) -> None:
+    found = FoundEncoder("clip_l", toy, "float16", "graph", (), used_layers=1)
+    opened = OpenedTarget(Path("clip_l.safetensors, LoRA x"), (), (found,), ("t5xxl: not scanned",), 0)
+    policy = POLICIES["amdet-1"]
+    config = ScanConfig(
+        contrast=ContrastConfig(vectors=(1,), seeds=1, steps=2, restarts=2, draws=2, pool=30, held_out=12),
+        landscape=LandscapeConfig(grid=5, radius=None),
+    )
+    moved = toy.with_weights({name: w + 0.01 for name, w in toy.weights.items()})
+    anchor = FoundEncoder("clip_l", moved, "float16", "graph", ())
+    outcome = scan_opened(
+        opened, Anchors((anchor,), "anchor", False, None), config, policy, builtin_prompts(200), torch.device("cpu")
+    )
+    report = outcome.report
+    assert report.target.sha256 != report.target.encoders[0].fingerprint
+    assert report.target.encoders[0].spec.layers == 2
+    assert not any("layers.1." in change.tensor for change in report.forensics[0].layers)  # clip skip
+    assert "t5xxl: not scanned" in report.target.not_scanned
+    assert [feature.candidate.encoder for feature in outcome.features] == ["clip_l"]
+    with pytest.raises(ConfigError, match="read from disk"):
+        file_sha256(opened)

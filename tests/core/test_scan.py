@@ -9,10 +9,10 @@ from amdet_core import pocket
 from amdet_core import scan as module
 from amdet_core.config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
-from amdet_core.errors import NumericalError
+from amdet_core.errors import ConfigError, NumericalError
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
-from amdet_core.scan import Subject, plan, scan
+from amdet_core.scan import Subject, plan, scan, surround
 from amdet_core.verdict import POLICIES, decide
 
 PROMPTS = builtin_prompts(200)
@@ -42,7 +42,7 @@ def test_all_stages_leave_their_evidence(toy: TextEncoder) -> None:
     assert {"identical_to_trusted", "delta_norm", "gap_k1", "gap_k2", "literal_gap"} <= names
     assert all(item.encoder == "clip_l" for item in found.evidence)
     assert [candidate.vectors for candidate in found.candidates] == [1, 2]
-    assert [tuple(vectors.shape) for vectors in found.features] == [(1, 64), (2, 64)]
+    assert [tuple(feature.vectors.shape) for feature in found.features] == [(1, 64), (2, 64)]
     assert {"forensics", "contrast k=1", "contrast k=2", "landscape"} <= set(steps)
     assert found.timings.keys() == {"forensics", "contrast"}
 
@@ -136,3 +136,29 @@ def test_presets_and_policies_choose_the_inversion() -> None:
     assert standard.contrast.vectors == (1, 5)
     assert thorough.contrast.vectors == (1, 3, 5)
     assert thorough.amdet is not None
+
+
+def test_a_landscape_can_be_left_out_and_drawn_later(toy: TextEncoder) -> None:
+    subject = Subject("clip_l", perturbed(toy), toy)
+    whole = scan(subject, PROMPTS, FAST, POLICY).features[0]
+    later = scan(subject, PROMPTS, FAST.model_copy(update={"landscape": None}), POLICY).features[0]
+    assert later.candidate.landscape is None
+    assert "positive_share" not in later.candidate.indicators
+    assert surround(subject, later, PROMPTS, FAST) == whole.candidate.landscape
+
+
+def test_the_landscape_of_a_published_feature_is_that_of_its_own_loss(toy: TextEncoder) -> None:
+    subject = Subject("clip_l", perturbed(toy), toy)
+    settings = ScanConfig(
+        amdet=AmdetConfig(batch=40, epochs=1), landscape=LandscapeConfig(grid=5, radius=1.0), prompt_limit=100
+    )
+    feature = scan(subject, PROMPTS, settings, POLICIES["amdet-2025-code"]).features[0]
+    again = surround(subject, feature, PROMPTS, settings)
+    centre = feature.candidate.landscape.values[2][2]  # the random second axis differs, the middle does not
+    assert again.values[2][2] == pytest.approx(centre, abs=1e-4)
+
+
+def test_a_landscape_needs_the_encoders_of_its_feature(toy: TextEncoder) -> None:
+    feature = scan(Subject("clip_l", perturbed(toy), toy), PROMPTS, FAST, POLICY).features[0]
+    with pytest.raises(ConfigError, match="no anchor"):
+        surround(Subject("clip_l", toy, None), feature, PROMPTS, FAST)

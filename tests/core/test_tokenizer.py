@@ -19,7 +19,7 @@ from amdet_core.errors import ConfigError, StorageError
 from amdet_core.tokenizer import BOS, EOS, ClipTokenizer, clip_tokenizer, read_merges
 
 OURS = clip_tokenizer()
-MERGES_FILE = module._open_clip_merges()
+MERGES_FILE = module._installed_merges()
 
 SCRIPTS = {
     "latin": "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZßæøœđħıłŋþ",
@@ -289,7 +289,18 @@ def test_a_missing_merges_file_is_a_storage_error(tmp_path):
 def test_without_open_clip_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StorageError, match="pip install open_clip_torch"):
-        module._open_clip_merges()
+        module._installed_merges()
+
+
+def test_where_open_clip_is_missing_comfyuis_vocabulary_is_taken(monkeypatch, tmp_path):
+    merges = [" ".join(pair) for pair in read_merges(MERGES_FILE)]
+    (tmp_path / "comfy/sd1_tokenizer").mkdir(parents=True)
+    file = tmp_path / "comfy/sd1_tokenizer/merges.txt"
+    file.write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(module, "VOCABULARIES", {"comfy": module.VOCABULARIES["comfy"]})
+    assert module._installed_merges() == file
+    assert clip_tokenizer(file).encode("a café 🍪") == clip_tokenizer().encode("a café 🍪")
 
 
 def test_the_tokenizer_is_made_once():

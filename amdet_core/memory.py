@@ -1,0 +1,49 @@
+"""How much runs side by side: halved when the device has no room, with the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
+
+class Batches:
+    """Splits work into parts of at most ``size`` items, and remembers the size that fits.
+
+    Args:
+        size: items side by side to begin with.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def map(self, work: Callable[[slice], T], total: int) -> list[T]:
+        """Results of ``work`` on consecutive parts of ``range(total)``.
+
+        A part for which there is no room is tried again at half the size, down to a single item.
+
+        Raises:
+            torch.OutOfMemoryError: not even one item fits.
+        """
+        results: list[T] = []
+        done = 0
+        while done < total:
+            part = slice(done, min(done + self.size, total))
+            try:
+                results.append(work(part))
+            except OUT_OF_MEMORY:
+                if self.size == 1:
+                    raise
+            else:
+                done = part.stop
+                continue
+            # Outside the handler: its traceback keeps the tensors of the failed try alive.
+            self.size = max(1, min(self.size, total) // 2)
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+        return results
