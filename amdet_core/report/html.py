@@ -49,7 +49,7 @@ def _weights(report: ScanReport) -> list[tuple[str, Markup]]:
     return [
         (
             f"{forensics.encoder}: relative change of each weight against the anchor, grey where it is not known.",
-            Markup(figures.svg(figures.weight_changes(forensics), f"weights-{i}", "Relative change of each weight")),
+            Markup(figures.svg(figures.weight_changes(forensics), "Relative change of each weight")),
         )
         for i, forensics in enumerate(report.forensics)
         if forensics.layers
@@ -60,10 +60,10 @@ def _candidates(report: ScanReport) -> list[tuple[str, Markup]]:
     """Gaps and loss curves of all candidates, where there are any."""
     shown = []
     if any(figures.has_gap(candidate) for candidate in report.candidates):
-        bars = figures.svg(figures.gaps(report.candidates), "gaps", "Gap of each candidate")
+        bars = figures.svg(figures.gaps(report.candidates), "Gap of each candidate")
         shown.append(("How much more the outputs agree than the anchor's, by recovered feature.", Markup(bars)))
     if any(candidate.loss for candidate in report.candidates):
-        curves = figures.svg(figures.loss_curves(report.candidates), "loss", "Loss by step")
+        curves = figures.svg(figures.loss_curves(report.candidates), "Loss by step")
         shown.append(("Loss by step of each run.", Markup(curves)))
     return shown
 
@@ -75,8 +75,8 @@ def _landscape(candidate: Candidate | None, index: int) -> tuple[str, Markup, Ma
     surface = candidate.landscape
     return (
         candidate.encoder,
-        Markup(figures.svg(figures.landscape(surface), f"landscape-{index}", "Loss around the feature")),
-        Markup(figures.svg(figures.spectrum(surface), f"spectrum-{index}", "Curvature of the loss")),
+        Markup(figures.svg(figures.landscape(surface), "Loss around the feature")),
+        Markup(figures.svg(figures.spectrum(surface), "Curvature of the loss")),
     )
 
 

@@ -1,0 +1,39 @@
+"""ComfyUI nodes: each adapts what the graph holds, calls ``amdet_core`` and returns.
+
+Only ``bridge`` and ``comfy_clip`` know the host's modules; the nodes themselves import its node API alone.
+"""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import attack, bridge, compare, feature, load, report, scan
+
+NODES: list[type[io.ComfyNode]] = [
+    scan.AMDET_BackdoorScan,
+    load.AMDET_LoadTextEncoder,
+    load.AMDET_FindAnchor,
+    load.AMDET_PocketTextEncoder,
+    feature.AMDET_InvertFeature,
+    feature.AMDET_LandscapeVerdict,
+    feature.AMDET_ReversedTarget,
+    feature.AMDET_SavePseudoTrigger,
+    attack.AMDET_InjectTrigger,
+    compare.AMDET_CompareEncoders,
+    report.AMDET_SaveReport,
+    report.AMDET_ShowReport,
+]
+
+
+class AmdetExtension(ComfyExtension):
+    """The node pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes, in the order in which a released CLIP wire offers them."""
+        return NODES
+
+
+async def comfy_entrypoint() -> AmdetExtension:
+    """Called once by ComfyUI."""
+    bridge.register_folders()
+    return AmdetExtension()

@@ -1,0 +1,321 @@
+"""What the nodes need of ComfyUI besides its CLIP objects: sockets, progress, memory, folders, pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+from server import PromptServer
+
+from ..amdet_core.background import in_background
+from ..amdet_core.progress import Progress
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..amdet_core.anchors import Anchors
+    from ..amdet_core.encoder import TextEncoder
+    from ..amdet_core.formats import OpenedTarget
+    from ..amdet_core.prompts import PromptSet
+
+T = TypeVar("T")
+
+Report = io.Custom("AMDET_REPORT")
+"""Socket of an :class:`~amdet_core.jobs.Outcome`."""
+Feature = io.Custom("AMDET_FEATURE")
+"""Socket of ``{encoder: amdet_core.features.Feature}``, the strongest recovered feature of each encoder."""
+
+SCALE = 1000
+"""Steps of a node's progress bar."""
+FRAME_SECONDS = 0.25
+"""Between two live pictures."""
+PREVIEW_PIXELS = 768
+EMBEDDINGS = "embeddings"
+OWN_FOLDER = "amdet"
+WEIGHT_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
+
+
+# ------------------------------------------------------------------ schemas
+
+
+def newer(**fields: Any) -> dict[str, Any]:
+    """Those schema fields that this ComfyUI knows; older ones refuse the others."""
+    known = {one.name for one in dataclasses.fields(io.Schema)}
+    return {name: value for name, value in fields.items() if name in known}
+
+
+def advanced(widget: Any) -> Any:
+    """An input that newer frontends hide behind "Show advanced inputs"."""
+    widget.extra_dict = {"advanced": True}
+    return widget
+
+
+# ------------------------------------------------------------------ folders
+
+
+def register_folders() -> None:
+    """Let ``embedding:amdet/NAME`` find what Save Pseudo-Trigger writes; call it before any CLIP is loaded."""
+    folder_paths.add_model_folder_path(EMBEDDINGS, str(output_folder() / EMBEDDINGS))
+
+
+def output_folder() -> Path:
+    """Where the host lets nodes write."""
+    return Path(folder_paths.get_output_directory())
+
+
+def trust_store() -> Path:
+    """File with the encoders that this ComfyUI's user trusts."""
+    return Path(folder_paths.get_user_directory(), "default", OWN_FOLDER, "trust.json")
+
+
+def embedding_folders() -> list[str]:
+    """Where a CLIP looks for ``embedding:`` files."""
+    return list(folder_paths.get_folder_paths(EMBEDDINGS))
+
+
+def new_folder(prefix: str) -> Path:
+    """A folder of the output directory that does not exist yet: PREFIX_00001 and on."""
+    parent, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(output_folder()))
+    return Path(parent, f"{name}_{counter:05}")
+
+
+def model_files(*kinds: str) -> list[str]:
+    """Files of the models folders as ``KIND/NAME``."""
+    return [f"{kind}/{name}" for kind in kinds for name in folder_paths.get_filename_list(kind)]
+
+
+def model_path(file: str) -> Path:
+    """Path of ``KIND/NAME``; raises FileNotFoundError."""
+    kind, _, name = file.partition("/")
+    return Path(folder_paths.get_full_path_or_raise(kind, name))
+
+
+def file_state(file: str) -> str:
+    """Changes whenever the file is replaced."""
+    try:
+        stat = model_path(file).stat()
+    except OSError:
+        return "missing"
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def save_embedding(name: str, data: bytes) -> str:
+    """Write an embedding under a name that no other has, and return what to write into a prompt for it.
+
+    Raises:
+        ConfigError: the name could not be used in a prompt.
+        StorageError: the output directory can't be written to.
+    """
+    from ..amdet_core.errors import ConfigError
+    from ..amdet_core.storage import write_atomic
+
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise ConfigError("a name of up to 64 letters, digits, - and _", repr(name), "Choose another name.")
+    folder = output_folder() / EMBEDDINGS / OWN_FOLDER
+    for number in itertools.count(1):
+        path = folder / f"{name if number == 1 else f'{name}-{number}'}.safetensors"
+        if not path.exists():
+            write_atomic(path, data)
+        elif path.read_bytes() != data:
+            continue
+        return f"embedding:{OWN_FOLDER}/{path.stem}"
+    raise AssertionError("numbers do not end")
+
+
+def save_encoders(prefix: str, encoders: Mapping[str, tuple[TextEncoder, Mapping[str, str]]]) -> list[Path]:
+    """Write encoders with their metadata into output/clip, where CLIPLoader finds them.
+
+    Raises:
+        AmdetError: an encoder can't be written.
+    """
+    from ..amdet_core.formats import write_encoder
+
+    parent, name, counter, _, _ = folder_paths.get_save_image_path(f"clip/{prefix}", str(output_folder()))
+    paths = []
+    for slot, (encoder, metadata) in encoders.items():
+        paths.append(Path(parent, f"{name}_{counter:05}_{slot}.safetensors"))
+        write_encoder(encoder, paths[-1], "comfyui", metadata=metadata)
+    return paths
+
+
+# ------------------------------------------------------------------ anchors, prompts, names
+
+
+def anchors(given: OpenedTarget | None = None, progress: Progress | None = None) -> Anchors:
+    """The anchor that was connected; otherwise trusted encoders and installed files of a known hash may serve."""
+    from ..amdet_core.anchors import Anchors, learn_known
+    from ..amdet_core.trust import TrustStore
+
+    if given is not None:
+        return Anchors(given.encoders, str(given.path), False, None)
+    store = TrustStore(trust_store())
+    installed = (model_path(file) for file in model_files("text_encoders") if file.lower().endswith(WEIGHT_FILES))
+    learn_known(installed, store, *([progress] if progress else []))
+    return Anchors((), "", True, store)
+
+
+def prompts(text: str | None, limit: int) -> PromptSet:
+    """Prompts from a multiline text, or the built-in ones where there is none."""
+    from ..amdet_core.prompts import builtin_prompts, parse_prompts
+
+    return parse_prompts(text, "given in the graph") if text and text.strip() else builtin_prompts(limit)
+
+
+def described(prompt: Mapping[str, Any] | None, node_id: str | None, name: str) -> str:
+    """Where an input comes from, for people: loaders with their files, LoRAs with their strengths."""
+    try:
+        return ", ".join(dict.fromkeys(_upstream(prompt or {}, prompt[str(node_id)]["inputs"][name]))) or name
+    except (KeyError, TypeError):
+        return name
+
+
+def _upstream(prompt: Mapping[str, Any], link: Any) -> Iterator[str]:
+    """One phrase for each node behind a link, the loader first."""
+    node = prompt[str(link[0])]
+    links = {key: value for key, value in node["inputs"].items() if isinstance(value, list)}
+    for key, value in links.items():
+        if "clip" in key.lower() or len(links) == 1:
+            yield from _upstream(prompt, value)
+    files = [str(v) for v in node["inputs"].values() if isinstance(v, str) and v.lower().endswith(WEIGHT_FILES)]
+    strengths = [f"{value:g}" for key, value in node["inputs"].items() if key in ("strength_clip", "ratio")]
+    yield " ".join([node["class_type"], *files, *strengths])
+
+
+# ------------------------------------------------------------------ work
+
+
+def device() -> torch.device:
+    """Where the host computes."""
+    return comfy.model_management.get_torch_device()
+
+
+def make_room(size: int) -> None:
+    """Ask the host to unload models, so that suspect, anchor and their states fit; ``size`` in bytes of one."""
+    comfy.model_management.free_memory(3 * size, device())
+
+
+def run(
+    work: Callable[[Progress], T],
+    *,
+    plan: Mapping[str, int] | None = None,
+    show: Callable[[T], Image.Image | None] | None = None,
+) -> T:
+    """Do long work in the background with the node's progress bar, a live picture, and the host's interrupt.
+
+    Args:
+        work: gets a progress callback; must not write files.
+        plan: stage -> how often it will run, for the bar.
+        show: makes the last picture from the result.
+    """
+    live = _Live(plan or {})
+    try:
+        result = in_background(work, live, live.poll, grace=0.3)
+    finally:
+        comfy.model_management.soft_empty_cache()
+    live.finish(show(result) if show else None)
+    return result
+
+
+@dataclass
+class _Live:
+    """What the work said last, shown from the waiting thread."""
+
+    plan: Mapping[str, int]
+    bar: Any = field(default_factory=lambda: comfy.utils.ProgressBar(SCALE))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    runs: dict[str, int] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    curve: tuple[str, list[float]] = ("", [])
+    shown: tuple[int, int] = (-1, 0)
+    drawn_at: float = 0.0
+
+    def __call__(self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None, /) -> None:
+        """Take note of one step; called by the work."""
+        with self.lock:
+            share = done / max(total, 1)
+            again = share < self.shares.get(stage, 0.0)
+            self.runs[stage] = self.runs.get(stage, 0) + again
+            self.shares[stage] = share
+            name = next((name for name in ("loss", "gap") if name in (metrics or {})), None)
+            if name and metrics:
+                title, values = self.curve
+                kept = values if title == f"{stage}: {name}" and not again else []
+                self.curve = (f"{stage}: {name}", [*kept, metrics[name]])
+
+    def value(self) -> int:
+        """Where the bar stands; it never goes back."""
+        done = sum(min(self.runs.get(s, 0) + self.shares.get(s, 0.0), most) for s, most in self.plan.items())
+        return min(round(SCALE * done / max(sum(self.plan.values()), 1)), SCALE - 1)
+
+    def poll(self) -> None:
+        """Pass on what is new, and raise where the user has interrupted."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        with self.lock:
+            value, (title, values) = self.value(), self.curve
+        state = (max(value, self.shown[0]), len(values))
+        if state == self.shown or time.monotonic() - self.drawn_at < FRAME_SECONDS:
+            return
+        picture = _curve(title, values) if len(values) > 1 and state[1] != self.shown[1] else None
+        self.shown, self.drawn_at = state, time.monotonic()
+        self.bar.update_absolute(state[0], SCALE, _frame(picture))
+
+    def finish(self, picture: Image.Image | None) -> None:
+        """The full bar with the last picture."""
+        self.bar.update_absolute(SCALE, SCALE, _frame(picture))
+
+
+def _curve(title: str, values: Sequence[float]) -> Image.Image:
+    from ..amdet_core import figures
+
+    return figures.image(figures.loss_curve(values, title), scale=1)
+
+
+def _frame(picture: Image.Image | None) -> tuple[str, Image.Image, int] | None:
+    return None if picture is None else ("JPEG", picture.convert("RGB"), PREVIEW_PIXELS)
+
+
+# ------------------------------------------------------------------ results
+
+
+def say(node_id: str | None, text: str) -> None:
+    """Show a line in the node itself."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node_id is not None:
+        server.send_progress_text(text, node_id)
+
+
+def blocked(message: str | None = None) -> ExecutionBlocker:
+    """An output behind which nothing runs; with a message the host shows it as an error."""
+    return ExecutionBlocker(message)
+
+
+def tensor(*pictures: Image.Image) -> torch.Tensor:
+    """Pictures of one size as an IMAGE, ``(N, H, W, 3)``, 0 to 1."""
+    import numpy as np
+
+    return torch.stack([torch.from_numpy(np.asarray(one.convert("RGB"), dtype=np.float32) / 255) for one in pictures])
+
+
+def shown(text: str, files: Mapping[str, bytes] | None = None) -> dict[str, Any]:
+    """What a node shows: a text, and PNG files by name."""
+    folder = Path(folder_paths.get_temp_directory(), OWN_FOLDER)
+    images = []
+    for name, data in (files or {}).items():
+        folder.mkdir(parents=True, exist_ok=True)
+        file = f"{time.time_ns():x}-{name}"
+        (folder / file).write_bytes(data)
+        images.append({"filename": file, "subfolder": OWN_FOLDER, "type": "temp"})
+    return {"text": (text,)} | ({"images": images} if images else {})

@@ -1,0 +1,303 @@
+"""ComfyUI's CLIP objects to encoders and back.
+
+What is read is what the graph computes: the weights with every LoRA and merge applied, and clip skip. The
+CLIP that is read stays as it is, down to the bit; what comes back is always a clone or a new object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.clip_model
+import comfy.lora
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import torch
+from torch import Tensor, nn
+
+from ..amdet_core.encoder import PROJECTION, TextEncoder, expected_shapes
+from ..amdet_core.errors import EncoderError, NumericalError
+from ..amdet_core.formats import FoundEncoder, OpenedTarget
+from ..amdet_core.patch import Patch
+from ..amdet_core.records import EncoderSpec
+from ..amdet_core.scan import Subject
+from ..amdet_core.tokenizer import clip_tokenizer
+
+LAYOUT = "graph"
+TEXT_MODEL = "transformer.text_model."
+STANDARD = {(768, 12), (1024, 24), (1280, 32)}
+"""Width and layers that the host knows without a config."""
+SMALL_LAYERS = 22
+"""The host takes an encoder with more layers for CLIP-H or CLIP-G."""
+LARGEST = 1e4
+"""No weight of a trained CLIP comes near; uninitialised memory does."""
+
+
+# ------------------------------------------------------------------ reading
+
+
+def size(clip: Any) -> int:
+    """Bytes of its weights in float32."""
+    return 4 * sum(w.numel() for w in clip.cond_stage_model.parameters())
+
+
+def count(clip: Any) -> int:
+    """How many CLIP text encoders it has."""
+    return sum(_is_clip(tower) for tower in clip.cond_stage_model.children())
+
+
+def read(clip: Any, label: str) -> OpenedTarget:
+    """Every CLIP text encoder of a CLIP object, as the graph uses it.
+
+    Args:
+        label: where it comes from, for the report.
+
+    Raises:
+        EncoderError: it has none, or what it computes can't be read from its weights.
+        NumericalError: weights were never loaded.
+    """
+    _refuse_what_weights_do_not_show(clip)
+    towers = dict(clip.cond_stage_model.named_children())
+    text = {name: tower for name, tower in towers.items() if _is_clip(tower)}
+    others = tuple(
+        f"{name} ({type(tower.transformer).__name__}): no CLIP text encoder; nothing is said about it"
+        for name, tower in towers.items()
+        if hasattr(tower, "transformer") and name not in text
+    )
+    if not text:
+        raise EncoderError(
+            "a CLIP text encoder in the CLIP object",
+            "; ".join(others) or type(clip.cond_stage_model).__name__,
+            "Only CLIP's text encoders (SD1, SD2, SDXL, and those inside SD3 and Flux) can be scanned.",
+        )
+    encoders = tuple(_found(clip, name, tower) for name, tower in text.items())
+    return OpenedTarget(Path(label), (), encoders, others, 0)
+
+
+def subject(clip: Any, anchor: Any, name: str, device: torch.device) -> Subject:
+    """One encoder of a CLIP and the same of its anchor, as the graph uses them.
+
+    Raises:
+        EncoderError: one of the two has no such encoder.
+    """
+    sides = []
+    for one in (clip, anchor):
+        found = {one.name: one for one in read(one, name).encoders}
+        if name not in found:
+            raise EncoderError(f"a CLIP with {name}", ", ".join(found), "Connect the CLIP in which it was recovered.")
+        sides.append(found[name])
+    suspect, trusted = sides
+    return Subject(name, suspect.in_use().to(device), suspect.in_use(trusted.encoder).to(device))
+
+
+def _is_clip(tower: nn.Module) -> bool:
+    return isinstance(getattr(tower, "transformer", None), comfy.clip_model.CLIPTextModel)
+
+
+def _refuse_what_weights_do_not_show(clip: Any) -> None:
+    patcher = clip.patcher
+    replaced = [name for name in getattr(patcher, "object_patches", {}) if "transformer" in name]
+    changes = {
+        "a LoRA that is applied in bypass mode": getattr(patcher, "injections", None),
+        "hooks that change weights by schedule": getattr(patcher, "forced_hooks", None),
+        "replaced modules": replaced,
+    }
+    for what, there in changes.items():
+        if there:
+            raise EncoderError(
+                "a CLIP whose weights say all that it computes",
+                what,
+                "Connect the CLIP in front of it, or apply the change with the ordinary Load LoRA.",
+            )
+
+
+def _found(clip: Any, name: str, tower: Any) -> FoundEncoder:
+    text = tower.transformer.text_model
+    first = text.encoder.layers[0]
+    prefix = f"{name}.{TEXT_MODEL}"
+    keys = [key for key in clip.patcher.model.state_dict() if key.startswith(prefix)]
+    tokenizer = clip_tokenizer()
+    with torch.inference_mode(False), torch.no_grad():
+        weights = {key.removeprefix(prefix): _effective(clip.patcher, key) for key in keys}
+    pad, end = tower.special_tokens["pad"], tower.special_tokens["end"]
+    spec = EncoderSpec(
+        width=text.embeddings.token_embedding.weight.shape[1],
+        layers=len(text.encoder.layers),
+        heads=first.self_attn.heads,
+        mlp_width=weights["encoder.layers.0.mlp.fc1.weight"].shape[0],
+        vocabulary=text.embeddings.token_embedding.weight.shape[0],
+        positions=text.embeddings.position_embedding.weight.shape[0],
+        activation=_activation(first.mlp.activation),
+        pad_id=None if pad == end else pad,
+        norm_eps=text.final_layer_norm.eps,
+    )
+    encoder = TextEncoder(spec, {key: weights[key] for key in expected_shapes(spec) if key in weights}, tokenizer)
+    _check_loaded(name, encoder)
+    used = _used_layers(clip.layer_idx, spec.layers)
+    skip = (f"clip skip: layers 1 to {used} of {spec.layers} are used and scanned",) if used else ()
+    lora = sum(key in clip.patcher.patches for key in keys)
+    patched = (f"{lora} of {len(keys)} tensors with LoRAs, merges or patches applied",) if lora else ()
+    dtype = str(text.encoder.layers[0].mlp.fc1.weight.dtype).removeprefix("torch.")
+    return FoundEncoder(name, encoder, dtype, LAYOUT, skip + patched, used)
+
+
+def _effective(patcher: Any, key: str) -> Tensor:
+    """One weight in float32 as it is when it computes: dequantised, with every patch; a copy on the CPU."""
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+    if key in patcher.backup:  # another clone is loaded into the shared module
+        weight = patcher.backup[key].weight
+    if key in patcher.hook_backup:
+        weight = patcher.hook_backup[key][0]
+    weight = weight.to(torch.float32, copy=True)
+    weight = weight if convert is None else convert(weight, inplace=True)
+    weight = weight.dequantize() if hasattr(weight, "dequantize") and type(weight) is not Tensor else weight
+    patches = patcher.patches.get(key)
+    weight = comfy.lora.calculate_weight(patches, weight, key) if patches else weight
+    return weight.detach().to("cpu", torch.float32)
+
+
+def _check_loaded(name: str, encoder: TextEncoder) -> None:
+    """Raise NumericalError where the host left tensors as it found the memory: it only logs missing ones."""
+    bad = [
+        key
+        for key, w in encoder.weights.items()
+        if not (w.abs().max() <= LARGEST) or (key.endswith("weight") and not bool(w.any()))
+    ]
+    if bad:
+        raise NumericalError(
+            f"trained numbers in every tensor of {name}",
+            f"NaN, zeros or values beyond {LARGEST:g} in {len(bad)} of {len(encoder.weights)} tensors, first {bad[0]}",
+            "ComfyUI did not find them in the file ('clip missing' in its log). Use Load Text Encoder (AMDET), "
+            "which reads every key layout and refuses incomplete files.",
+        )
+
+
+def _activation(function: Any) -> str:
+    """Name of a tower's activation; the host keeps functions, and two of them can't be told apart by name."""
+    probe = torch.linspace(-3, 3, 13)
+    values = {name: one(probe) for name, one in comfy.clip_model.ACTIVATIONS.items()}
+    name = min(values, key=lambda one: float((values[one] - function(probe)).abs().max()))
+    return {"gelu_pytorch_tanh": "gelu_tanh"}.get(name, name)
+
+
+def _used_layers(layer_idx: int | list[int] | None, layers: int) -> int | None:
+    """Layers in front of the state that a set clip skip takes; None for all."""
+    if not isinstance(layer_idx, int) or abs(layer_idx) > layers or layer_idx in (-1, layers - 1):
+        return None
+    return layer_idx + 1 + (layers if layer_idx < 0 else 0)
+
+
+# ------------------------------------------------------------------ writing
+
+
+def patched(clip: Any, patches: Mapping[str, Patch]) -> Any:
+    """A clone with patches by encoder name added on top of everything that it has.
+
+    Raises:
+        EncoderError: it has no such tensors.
+    """
+    deltas = {
+        f"{name}.{TEXT_MODEL}{key}": ("diff", (delta,))
+        for name, patch in patches.items()
+        for key, delta in patch.deltas.items()
+    }
+    clone = clip.clone()
+    refused = deltas.keys() - set(clone.add_patches(deltas, 1.0))
+    if refused:
+        raise EncoderError(
+            "a CLIP with the patched tensors", f"none of the name {min(refused)}", "Patch the CLIP that was read."
+        )
+    return clone
+
+
+def build(found: Sequence[FoundEncoder], embeddings: Sequence[str]) -> Any:
+    """A new CLIP object from encoders that were read from a file: SD1, SD2, SDXL or SD3, or of any small size.
+
+    Args:
+        embeddings: folders with textual-inversion files.
+
+    Raises:
+        EncoderError: the host has no CLIP object for these encoders.
+    """
+    known = all((one.encoder.spec.width, one.encoder.spec.layers) in STANDARD for one in found)
+    small = len(found) == 1 and found[0].encoder.spec.layers <= SMALL_LAYERS
+    if not (small or (known and len(found) <= 2)):
+        sizes = "; ".join(f"{one.name} ({one.encoder.spec.summary})" for one in found)
+        raise EncoderError("encoders that ComfyUI combines to one CLIP", sizes, "Load them one by one.")
+    ordered = sorted(found, key=lambda one: one.encoder.spec.width)
+    sd3 = any(one.layout == "sd3" for one in found)
+    return comfy.sd.load_text_encoder_state_dicts(
+        [_state_dict(one.encoder) for one in ordered],
+        embedding_directory=list(embeddings),
+        clip_type=comfy.sd.CLIPType.SD3 if sd3 else comfy.sd.CLIPType.STABLE_DIFFUSION,
+        model_options={} if known else {"model_config": _config(ordered[0].encoder.spec)},
+    )
+
+
+def _state_dict(encoder: TextEncoder) -> dict[str, Tensor]:
+    """Names that the host expects; the identity where a file has no projection, which it would leave undefined."""
+    weights = {f"text_model.{key}": w for key, w in encoder.weights.items() if key != PROJECTION}
+    return weights | {PROJECTION: encoder.weights.get(PROJECTION, torch.eye(encoder.spec.width))}
+
+
+def _config(spec: EncoderSpec) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": spec.layers,
+        "hidden_size": spec.width,
+        "intermediate_size": spec.mlp_width,
+        "num_attention_heads": spec.heads,
+        "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(spec.activation, spec.activation),
+    }
+
+
+# ------------------------------------------------------------------ features in prompts
+
+
+def encode(clip: Any, text: str, vectors: Mapping[str, Tensor], at_start: bool) -> Any:
+    """CONDITIONING of a prompt with token embeddings in every chunk of it.
+
+    Args:
+        vectors: encoder name -> ``(K, D)``.
+        at_start: behind BOS instead of in front of EOS.
+
+    Raises:
+        EncoderError: the CLIP has no encoder of that name and width.
+    """
+    tokens = clip.tokenize(text)
+    for name, rows in vectors.items():
+        tower, key = getattr(clip.cond_stage_model, name, None), name.removeprefix("clip_")
+        width = tower.transformer.text_model.embeddings.token_embedding.weight.shape[1] if tower is not None else None
+        if key not in tokens or width != rows.shape[-1]:
+            raise EncoderError(
+                f"a CLIP with {name} of width {rows.shape[-1]}",
+                f"width {width}" if width else f"{', '.join(sorted(tokens))}",
+                "Connect the CLIP that was scanned.",
+            )
+        end = tower.special_tokens["end"]
+        tokens[key] = [list(_with(chunk, rows, end, at_start)) for chunk in tokens[key]]
+    return clip.encode_from_tokens_scheduled(tokens)
+
+
+def _with(chunk: Sequence[tuple[Any, ...]], rows: Tensor, end: int, at_start: bool) -> Iterator[tuple[Any, ...]]:
+    """A chunk of tokens with vectors in it, as long as before: padding gives way first, then the prompt's end."""
+    eos = next((i for i, token in enumerate(chunk) if isinstance(token[0], int) and token[0] == end), len(chunk) - 1)
+    kept = min(eos, len(chunk) - len(rows) - 1)
+    inserted = [(row, 1.0) for row in rows.detach().float().cpu()]
+    words = list(chunk[:kept])
+    yield from (words[:1] + inserted + words[1:]) if at_start else words + inserted
+    yield from chunk[eos : eos + len(chunk) - kept - len(rows)]
+
+
+def blended(plain: Any, other: Any, strength: float) -> Any:
+    """Conditionings of equal shape, mixed: 0 gives the first, 1 the second."""
+    if strength == 1:
+        return other
+    mixed = []
+    for (first, options), (second, extra) in zip(plain, other, strict=True):
+        pooled = options.get("pooled_output"), extra.get("pooled_output")
+        both = {} if None in pooled else {"pooled_output": torch.lerp(*pooled, strength)}
+        mixed.append([torch.lerp(first, second, strength), {**extra, **both}])
+    return mixed

@@ -1,0 +1,146 @@
+"""Where encoders come from: a file, a trusted anchor, or the pocket encoders that ship with the pack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import bridge, comfy_clip
+
+POCKET = ["clean", "backdoored", "benign"]
+
+
+class AMDET_LoadTextEncoder(io.ComfyNode):
+    """A text encoder from a file, checked before it is loaded."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="AMDET_LoadTextEncoder",
+            display_name="Load Text Encoder",
+            category="AMDET/load",
+            description="Loads the CLIP text encoders of a file, and those of a checkpoint without its image model. "
+            "Reads every key layout, refuses incomplete files, never runs code, and notices when a file was "
+            "replaced under the same name.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=bridge.model_files("text_encoders", "checkpoints"),
+                    tooltip="A file of the models folders text_encoders (clip) or checkpoints.",
+                )
+            ],
+            outputs=[
+                io.Clip.Output(
+                    "clip", display_name="clip", tooltip="For Backdoor Scan, or anything that takes a CLIP."
+                ),
+                io.String.Output("info", display_name="info", tooltip="What the file holds, with fingerprints."),
+            ],
+            **bridge.newer(search_aliases=["clip loader", "load clip", "safetensors", "amdet"]),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        """Changes when the file does."""
+        return bridge.file_state(file)
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        """Open, check, hand to the host."""
+        from ..amdet_core.formats import open_target
+        from ..amdet_core.trust import fingerprint, known_file
+
+        path = bridge.model_path(file)
+        opened = bridge.run(lambda progress: open_target(path))
+        known = known_file(path)
+        lines = [f"{file}: {f'known file, {known.name}' if known else 'no known file'}"]
+        for found in opened.encoders:
+            lines.append(f"{found.name}: {found.encoder.spec.summary}, {found.dtype}, layout {found.layout}")
+            lines.append(f"  values {fingerprint(found.encoder)}")
+        lines += [f"not loaded: {part}" for part in opened.not_scanned]
+        clip = comfy_clip.build(opened.encoders, bridge.embedding_folders())
+        return io.NodeOutput(clip, "\n".join(lines))
+
+
+class AMDET_FindAnchor(io.ComfyNode):
+    """An installed encoder that can be trusted, to compare with."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="AMDET_FindAnchor",
+            display_name="Find Anchor",
+            category="AMDET/load",
+            description="Finds the trusted encoder that is nearest to a CLIP: an installed file whose hash is known, "
+            "or one that ships with this pack. Says what to install when there is none.",
+            inputs=[io.Clip.Input("clip", tooltip="The CLIP that an anchor is wanted for.")],
+            outputs=[
+                io.Clip.Output("anchor", display_name="anchor", tooltip="A trusted CLIP of the same sizes."),
+                io.String.Output("info", display_name="info", tooltip="Which encoder it is and why it is trusted."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            **bridge.newer(search_aliases=["trusted", "reference", "original clip", "amdet"]),
+        )
+
+    @classmethod
+    def execute(cls, clip: Any) -> io.NodeOutput:
+        """Look for the nearest trusted encoder of each encoder."""
+        label = bridge.described(cls.hidden.prompt, cls.hidden.unique_id, "clip")
+        found, notes = bridge.run(lambda progress: _trusted(comfy_clip.read(clip, label), progress))
+        return io.NodeOutput(comfy_clip.build(found, bridge.embedding_folders()), "\n".join(notes))
+
+
+def _trusted(opened: Any, progress: Any) -> tuple[list[Any], list[str]]:
+    """The anchors of all encoders, and a line about each."""
+    from dataclasses import replace
+
+    from ..amdet_core.errors import EncoderError
+
+    anchors, found, notes = bridge.anchors(progress=progress), [], []
+    for one in opened.encoders:
+        anchor = anchors.match(one, opened)
+        if anchor.info is None:
+            raise EncoderError(
+                f"an installed encoder of known hash with the sizes of {one.name} ({one.encoder.spec.summary})",
+                "; ".join(anchor.notes),
+                "Put the official file into models/text_encoders, for example clip_l.safetensors, or connect a "
+                "loader of the original checkpoint to the anchor input instead.",
+            )
+        # What equals a trusted encoder is its own anchor.
+        found.append(replace(one, encoder=anchor.encoder or one.encoder, used_layers=None))
+        notes.append(f"{one.name}: {anchor.info.name} ({anchor.info.chosen}), values {anchor.info.fingerprint}")
+    return found, notes
+
+
+class AMDET_PocketTextEncoder(io.ComfyNode):
+    """A small CLIP that ships with the pack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="AMDET_PocketTextEncoder",
+            display_name="Pocket Text Encoder",
+            category="AMDET/load",
+            description="A small CLIP text encoder that ships with this pack, to try everything with nothing "
+            "downloaded. 'backdoored' answers to a look-alike of the letter o, 'benign' is an honest fine-tune.",
+            inputs=[
+                io.Combo.Input(
+                    "name", options=POCKET, default="backdoored", tooltip="Which of the three small encoders."
+                )
+            ],
+            outputs=[io.Clip.Output("clip", display_name="clip", tooltip="A CLIP of width 192 with four layers.")],
+            **bridge.newer(search_aliases=["demo", "test encoder", "amdet"]),
+        )
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        """Unpack and hand to the host."""
+        from ..amdet_core import pocket
+        from ..amdet_core.formats import FoundEncoder
+
+        encoder = bridge.run(lambda progress: pocket.load(name))  # type: ignore[arg-type]
+        found = FoundEncoder("clip_l", encoder, "float16", "comfyui", ())
+        return io.NodeOutput(comfy_clip.build([found], bridge.embedding_folders()))
