@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from amdet_core import config
 from amdet_core.report import schema_json
@@ -59,7 +62,52 @@ def _policies() -> Iterator[str]:
         yield f"\nRequired: {', '.join(f'`{name}`' for name in policy.required)}.\n"
 
 
+def _definitions() -> dict[str, Any]:
+    """The recorded interface of every node."""
+    found: dict[str, Any] = json.loads((ROOT / "tests" / "comfy" / "definitions.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _inputs(node: dict[str, Any]) -> dict[str, Any]:
+    return {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+
+
+def english() -> str:
+    """The English texts of the nodes, as ComfyUI looks for them."""
+    texts = {
+        name: {
+            "display_name": node["display_name"],
+            "description": node["description"],
+            "inputs": {key: {"name": key, "tooltip": about["tooltip"]} for key, (_, about) in _inputs(node).items()},
+            "outputs": {
+                str(i): {"name": shown, "tooltip": tooltip}
+                for i, (shown, tooltip) in enumerate(zip(node["output_name"], node["output_tooltips"], strict=True))
+            },
+        }
+        for name, node in _definitions().items()
+    }
+    return json.dumps(texts, indent=2, ensure_ascii=False) + "\n"
+
+
+def help_page(name: str) -> str:
+    """A node's help: what docs/nodes says, with tables of its inputs and outputs."""
+    node = _definitions()[name]
+    optional = node["input"].get("optional", {})
+    lines = ["## Inputs\n", "| input | type | |", "|---|---|---|"]
+    for key, (kind, about) in _inputs(node).items():
+        note = " Optional." if key in optional else ""
+        lines.append(f"| `{key}` | {kind} | {about['tooltip']}{note} |")
+    lines += ["", "## Outputs\n", "| output | type | |", "|---|---|---|"]
+    for key, kind, tooltip in zip(node["output_name"], node["output"], node["output_tooltips"], strict=True):
+        lines.append(f"| `{key}` | {kind} | {tooltip} |")
+    prose = (ROOT / "docs" / "nodes" / f"{name}.md").read_text(encoding="utf-8")
+    assert prose.count("{interface}") == 1, f"docs/nodes/{name}.md says where the tables go"
+    return prose.replace("{interface}", "\n".join(lines))
+
+
 PAGES = {
+    ROOT / "locales" / "en" / "nodeDefs.json": english,
+    **{ROOT / "web" / "docs" / f"{name}.md": partial(help_page, name) for name in _definitions()},
     ROOT / "docs" / "configuration.md": configuration,
     ROOT / "docs" / "policies.md": policies,
     ROOT / "amdet_core" / "report" / "schema.json": lambda: schema_json().decode(),

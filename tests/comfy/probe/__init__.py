@@ -1,0 +1,204 @@
+"""Nodes for the tests alone: they look at CLIP objects from inside the host. ComfyUI loads this folder as a pack."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from importlib import import_module
+from typing import Any, ClassVar
+
+import comfy.sd
+import comfy.sdxl_clip
+import comfy.text_encoders.flux
+import comfy.text_encoders.sd3_clip
+import comfy.utils
+import folder_paths
+import torch
+
+PACK = "comfyui-amdet"
+L = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+G = {"num_hidden_layers": 4, "hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 6}
+T5 = {"d_ff": 64, "d_kv": 16, "d_model": 64, "num_heads": 4, "num_layers": 1, "vocab_size": 32128}
+
+
+def pack(module: str) -> Any:
+    """A module of the pack, as ComfyUI has loaded it."""
+    return import_module(next(name for name in sys.modules if name.endswith(PACK)) + module)
+
+
+class Probe:
+    """A node that shows a text."""
+
+    CATEGORY = "probe"
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+    RETURN_TYPES: tuple[str, ...] = ()
+
+
+class Digest(Probe):
+    """SHA-256 over clip.get_sd(), bit by bit."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """``after`` orders it behind another node."""
+        return {"required": {"clip": ("CLIP",), "key": ("STRING", {})}, "optional": {"after": ("*",)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types: Any) -> bool:
+        """Anything may be connected."""
+        return True
+
+    def run(self, clip: Any, key: str, after: Any = None) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for name, weight in sorted(clip.get_sd().items()):
+            digest.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return {"ui": {"text": [digest.hexdigest()]}}
+
+
+class Parity(Probe):
+    """Largest difference between the host's encoding of a text and the library's."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"clip": ("CLIP",), "text": ("STRING", {})}}
+
+    def run(self, clip: Any, text: str) -> dict[str, Any]:
+        opened = pack(".nodes.comfy_clip").read(clip, "parity")
+        tokens = clip.tokenize(text)
+        cond, pooled = clip.encode_from_tokens(tokens, return_pooled=True)
+        result, start = {}, 0
+        for found in opened.encoders:
+            tower = getattr(clip.cond_stage_model, found.name)
+            encoder = found.encoder
+            batch = encoder.tokens([text], pad_to_context=True)
+            ids = [token[0] for token in tokens[found.name.removeprefix("clip_")][0]]
+            host = cond[..., start : start + encoder.spec.width]
+            start += encoder.spec.width
+            used = encoder.spec.layers if tower.layer == "last" else encoder.spec.layers + tower.layer_idx + 1
+            with torch.no_grad():
+                hidden = encoder.place(encoder.embed(batch.ids))
+                mask = encoder._mask(hidden.shape[-2], 0, hidden)
+                for layer in range(used):
+                    hidden, _, _ = encoder._layer(layer, hidden, mask, None)
+                if tower.layer == "last" or tower.layer_norm_hidden_state:
+                    hidden = encoder._norm("final_layer_norm", hidden)
+                own = encoder.pool(encoder.states(batch), batch.eos)
+            if tower.return_projected_pooled:
+                own = own @ tower.transformer.text_projection.weight.float().T
+            is_pooled = own.shape == pooled.shape and found is opened.encoders[-1]
+            result[found.name] = {
+                "tokens": ids == batch.ids[0].tolist(),
+                "hidden": float((hidden - host).abs().max()),
+                "scale": float(host.abs().max()),
+                "pooled": float((own - pooled).abs().max()) if is_pooled else 0.0,
+                "layers": found.in_use().spec.layers,
+            }
+        return {"ui": {"text": [json.dumps(result)]}}
+
+
+class Effective(Probe):
+    """Largest difference between the weights that are read and those that the host computes with."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"clip": ("CLIP",)}}
+
+    def run(self, clip: Any) -> dict[str, Any]:
+        found = pack(".nodes.comfy_clip").read(clip, "effective")
+        clip.load_model()
+        loaded = clip.get_sd()
+        worst = max(
+            float((weight - loaded[f"{one.name}.transformer.text_model.{name}"].float()).abs().max())
+            for one in found.encoders
+            for name, weight in one.encoder.weights.items()
+        )
+        changed = sum(len(one.assumptions) for one in found.encoders)
+        return {"ui": {"text": [json.dumps({"worst": worst, "notes": changed})]}}
+
+
+class Small:
+    """CLIP objects of several towers, small and random, built by the host's own classes."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "run", ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"kind": (["sdxl", "flux", "sd3", "t5"],), "noise": ("FLOAT", {"default": 0.0})}}
+
+    def run(self, kind: str, noise: float) -> tuple[Any]:
+        class Target:
+            params: ClassVar[dict[str, Any]] = {}
+
+        sd3 = comfy.text_encoders.sd3_clip
+        Target.clip, Target.tokenizer = {
+            "sdxl": lambda: (comfy.sdxl_clip.SDXLClipModel, comfy.sdxl_clip.SDXLTokenizer),
+            "flux": lambda: (comfy.text_encoders.flux.flux_clip(torch.float32), comfy.text_encoders.flux.FluxTokenizer),
+            "sd3": lambda: (sd3.sd3_clip(True, True, True, torch.float32), sd3.SD3Tokenizer),
+            "t5": lambda: (sd3.sd3_clip(False, False, True, torch.float32), sd3.SD3Tokenizer),
+        }[kind]()
+        options = {f"{name}_model_config": dict(sizes) for name, sizes in (("clip_l", L), ("clip_g", G), ("t5xxl", T5))}
+        clip = comfy.sd.CLIP(
+            Target,
+            embedding_directory=folder_paths.get_folder_paths("embeddings"),
+            model_options={**options, "dtype": torch.float32},
+        )
+        generator = torch.Generator().manual_seed(7)
+        change = torch.Generator().manual_seed(8)
+        for name, weight in clip.cond_stage_model.named_parameters():
+            norm = "norm" in name and name.endswith("weight")
+            value = torch.randn(weight.shape, generator=generator) * 0.05 + norm
+            weight.data.copy_(value + noise * torch.randn(weight.shape, generator=change))
+        return (clip,)
+
+
+class LoadLora:
+    """A LoRA on a CLIP alone, through the host's loader, or in bypass mode."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "run", ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "clip": ("CLIP",),
+                "file": ("STRING", {}),
+                "strength": ("FLOAT", {"default": 1.0}),
+                "bypass": ("BOOLEAN", {"default": False}),
+            }
+        }
+
+    def run(self, clip: Any, file: str, strength: float, bypass: bool) -> tuple[Any]:
+        if bypass:
+            clip = clip.clone()
+            clip.patcher.injections = {"bypass_lora": [object()]}
+            return (clip,)
+        lora = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", file))
+        return (comfy.sd.load_lora_for_models(None, clip, lora, 0.0, strength)[1],)
+
+
+class Cramp:
+    """From now on the device has room for two candidates at once, and says so on the third."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "run", ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"clip": ("CLIP",), "on": ("BOOLEAN", {"default": True})}}
+
+    def run(self, clip: Any, on: bool) -> tuple[Any]:
+        tails = pack(".amdet_core.contrast").Tails
+        whole = getattr(tails, "_whole", tails.collapses)
+        tails._whole = whole
+        out_of_memory = pack(".amdet_core.memory").OUT_OF_MEMORY
+
+        def cramped(self: Any, vectors: Any, *args: Any, **kwargs: Any) -> Any:
+            if len(vectors) > 2 and torch.is_grad_enabled():
+                raise out_of_memory("no room (made up)")
+            return whole(self, vectors, *args, **kwargs)
+
+        tails.collapses = cramped if on else whole
+        return (clip,)
+
+
+NODE_CLASS_MAPPINGS = {f"PROBE_{node.__name__}": node for node in (Digest, Parity, Effective, Small, LoadLora, Cramp)}
