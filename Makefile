@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast check lint fix clean
+.PHONY: help demo test test-fast test-comfy lint fix clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -14,8 +14,11 @@ demo: $(VENV)/.amdet ## scan the pocket encoders that ship with the package: bac
 test: lint test-fast ## everything that CI runs: lint, types, fast tests, then the slow ones
 	$(BIN)/python -m pytest -q -m "slow"
 
+test-comfy: $(VENV)/.amdet-dev ## the nodes in the ComfyUI at COMFYUI_PATH, or where comfy-cli installs one
+	$(BIN)/python -m pytest -q tests/comfy
+
 test-fast: $(VENV)/.amdet-dev ## the fast tests alone
-	$(BIN)/python -m pytest -q -m "not slow" tests/test_*.py tests/core tests/cli
+	$(BIN)/python -m pytest -q -m "not slow" tests/test_*.py tests/core tests/cli tests/comfy
 
 lint: $(VENV)/.amdet-dev ## style and types
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ there before nothing found may be called clean. ``amdet judge`` applies one to a
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -143,6 +144,8 @@ DEFAULT_POLICY = CONTRAST.name
 
 def landscape_verdict(positive_share: float) -> str:
     """What the paper concludes from the curvature around a feature (eqs. 26-28), in one line."""
+    if not math.isfinite(positive_share):
+        return "could not tell: the curvature is not known"
     kind = "injected: a smooth bowl" if POSITIVE_SHARE.holds(positive_share) else "natural: rough ground"
     return (
         f"{kind} ({positive_share:.0%} of the curvatures are positive; the paper asks for > {POSITIVE_SHARE.bound:.0%})"

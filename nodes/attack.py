@@ -98,6 +98,6 @@ class AMDET_InjectTrigger(io.ComfyNode):
                 name: (one.patch.apply(found.encoder), one.patch.provenance) for name, (found, one) in done.items()
             }
             lines += [f"written: {path}" for path in bridge.save_encoders(save_as, encoders)]
-        bridge.say(cls.hidden.unique_id, "\n".join(lines))
         attacked = comfy_clip.patched(clip, {name: one.patch for name, (_, one) in done.items()})
-        return io.NodeOutput(attacked, "\n".join(lines))
+        text = "\n".join(lines)
+        return io.NodeOutput(attacked, text, ui=bridge.shown(text))

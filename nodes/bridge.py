@@ -18,7 +18,6 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
-from server import PromptServer
 
 from ..amdet_core.background import in_background
 from ..amdet_core.progress import Progress
@@ -288,13 +287,6 @@ def _frame(picture: Image.Image | None) -> tuple[str, Image.Image, int] | None:
 
 
 # ------------------------------------------------------------------ results
-
-
-def say(node_id: str | None, text: str) -> None:
-    """Show a line in the node itself."""
-    server = getattr(PromptServer, "instance", None)
-    if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
 
 
 def blocked(message: str | None = None) -> ExecutionBlocker:

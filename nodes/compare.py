@@ -58,5 +58,4 @@ class AMDET_CompareEncoders(io.ComfyNode):
         )
         picture = figures.image(figures.bars([(row.prompt, row.states) for row in rows], "mean cosine of token states"))
         text = table(rows)
-        bridge.say(cls.hidden.unique_id, text)
         return io.NodeOutput(text, bridge.tensor(picture), min(row.states for row in rows), ui=bridge.shown(text))

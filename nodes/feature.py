@@ -101,9 +101,13 @@ class AMDET_InvertFeature(io.ComfyNode):
         )
         gaps = [gap for one in outcome.features if (gap := one.candidate.indicators.get("gap")) is not None]
         picture = figures.image(figures.loss_curves(outcome.report.candidates))
-        bridge.say(cls.hidden.unique_id, f"gap {max(gaps):.2f}" if gaps else report.headline(outcome.report))
+        text = f"gap {max(gaps):.2f}" if gaps else report.headline(outcome.report)
         return io.NodeOutput(
-            strongest(outcome.features), outcome, bridge.tensor(picture), float(max(gaps, default=0.0))
+            strongest(outcome.features),
+            outcome,
+            bridge.tensor(picture),
+            float(max(gaps, default=0.0)),
+            ui=bridge.shown(text),
         )
 
 
@@ -150,7 +154,6 @@ class AMDET_LandscapeVerdict(io.ComfyNode):
                 ),
                 io.String.Output("verdict", display_name="verdict", tooltip="injected or natural, with the figures."),
             ],
-            hidden=[io.Hidden.unique_id],
             **bridge.newer(search_aliases=["loss landscape", "hessian", "curvature", "amdet"]),
         )
 
@@ -182,9 +185,8 @@ class AMDET_LandscapeVerdict(io.ComfyNode):
             show=lambda done: figures.image(figures.landscape(done)),
         )
         verdict = f"{one.candidate.encoder}: {landscape_verdict(surface.positive_share)}"
-        bridge.say(cls.hidden.unique_id, verdict)
         pictures = [bridge.tensor(figures.image(draw(surface))) for draw in (figures.landscape, figures.spectrum)]
-        return io.NodeOutput(*pictures, surface.positive_share, verdict)
+        return io.NodeOutput(*pictures, surface.positive_share, verdict, ui=bridge.shown(verdict))
 
 
 class AMDET_ReversedTarget(io.ComfyNode):
@@ -233,7 +235,6 @@ class AMDET_ReversedTarget(io.ComfyNode):
                     "conditioning", display_name="conditioning", tooltip="For the positive input of a sampler."
                 )
             ],
-            hidden=[io.Hidden.unique_id],
             **bridge.newer(search_aliases=["render trigger", "show backdoor", "pseudo trigger", "amdet"]),
         )
 
@@ -243,8 +244,7 @@ class AMDET_ReversedTarget(io.ComfyNode):
     ) -> io.NodeOutput:
         """Encode through the host, clip skip and SDXL included."""
         if not feature:
-            bridge.say(cls.hidden.unique_id, "no feature was recovered: nothing to show")
-            return io.NodeOutput(bridge.blocked())
+            return io.NodeOutput(bridge.blocked(), ui=bridge.shown("no feature was recovered: nothing to show"))
         vectors = {name: one.vectors for name, one in feature.items()}
         published = any(one.candidate.method == "amdet" for one in feature.values())
         at_start = position == "start" or (position == POSITIONS[0] and published)

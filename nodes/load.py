@@ -60,7 +60,8 @@ class AMDET_LoadTextEncoder(io.ComfyNode):
             lines.append(f"  values {fingerprint(found.encoder)}")
         lines += [f"not loaded: {part}" for part in opened.not_scanned]
         clip = comfy_clip.build(opened.encoders, bridge.embedding_folders())
-        return io.NodeOutput(clip, "\n".join(lines))
+        info = "\n".join(lines)
+        return io.NodeOutput(clip, info, ui=bridge.shown(info))
 
 
 class AMDET_FindAnchor(io.ComfyNode):
@@ -89,7 +90,8 @@ class AMDET_FindAnchor(io.ComfyNode):
         """Look for the nearest trusted encoder of each encoder."""
         label = bridge.described(cls.hidden.prompt, cls.hidden.unique_id, "clip")
         found, notes = bridge.run(lambda progress: _trusted(comfy_clip.read(clip, label), progress))
-        return io.NodeOutput(comfy_clip.build(found, bridge.embedding_folders()), "\n".join(notes))
+        info = "\n".join(notes)
+        return io.NodeOutput(comfy_clip.build(found, bridge.embedding_folders()), info, ui=bridge.shown(info))
 
 
 def _trusted(opened: Any, progress: Any) -> tuple[list[Any], list[str]]:

@@ -127,7 +127,6 @@ class AMDET_BackdoorScan(io.ComfyNode):
             show=lambda done: report.landscape(done.report),
         )
         found, text = outcome.report, report.summary(outcome.report)
-        bridge.say(cls.hidden.unique_id, report.headline(found))
         return io.NodeOutput(
             bridge.blocked(f"AMDET: {report.headline(found)}") if cls.stops(found, stop_at) else clip,
             outcome,

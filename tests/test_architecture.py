@@ -115,7 +115,7 @@ def test_the_detector_knows_neither_attacks_nor_labels() -> None:
 def test_judging_needs_records_and_errors_alone() -> None:
     assert own_units(CORE / "verdict.py") == {"records", "errors"}
     outside = {name.split(".")[0] for level, name in imports(CORE / "verdict.py") if level == 0}
-    assert outside <= {"__future__", "json", "operator", "collections", "pathlib", "typing", "pydantic"}
+    assert outside <= {"__future__", "json", "math", "operator", "collections", "pathlib", "typing", "pydantic"}
 
 
 def test_the_library_prints_nothing() -> None:

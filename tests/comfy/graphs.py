@@ -8,7 +8,7 @@ Graph = dict[str, Any]
 SCAN = {"preset": "quick", "policy": "amdet-1", "seed": 42, "stop_at": "never"}
 
 
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
+def node(kind: str, /, **inputs: Any) -> dict[str, Any]:
     """One node; an input ``("id", slot)`` is a link."""
     wired = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
     return {"class_type": kind, "inputs": wired, "_meta": {"title": kind}}

@@ -135,7 +135,7 @@ def test_the_pocket_encoders_are_judged_rightly_and_so_they_are_saved_and_loaded
     assert first.verdict.level.name == level
     (path,) = (host.output / "clip").glob(f"{name}_*clip_l*.safetensors")
     loaded = {"clip": node("AMDET_LoadTextEncoder", file=f"text_encoders/{path.name}")}
-    second = report_of(host, {**loaded, "scan": scan(("clip", 0), preset="standard")})
+    second = report_of(host, {**loaded, "scan": scan(("clip", 0))})
     assert second.verdict.level.name == level
     assert second.target.encoders[0].fingerprint == first.target.encoders[0].fingerprint
     assert second.target.path == f"AMDET_LoadTextEncoder text_encoders/{path.name}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load
 
-from amdet_core.features import Feature, feature_bytes, pseudo_trigger_bytes
+from amdet_core.errors import ConfigError
+from amdet_core.features import Feature, best, feature_bytes, pseudo_trigger_bytes
 from amdet_core.records import Candidate
 
 
@@ -60,3 +62,10 @@ def test_files_say_what_they_are_and_are_the_same_every_time(tmp_path: Path) -> 
         assert set(opened.keys()) == {"vectors", "target"}
     assert about["format"] == "amdet-feature-1"
     assert about["encoder"] == "clip_l"
+
+
+def test_the_best_feature_is_the_one_with_the_largest_gap_and_there_must_be_one() -> None:
+    weak, strong = (feature(candidate(gap=gap), torch.ones(1, 4)) for gap in (0.1, 0.7))
+    assert best([weak, strong]) is strong
+    with pytest.raises(ConfigError, match="a recovered feature"):
+        best([])

@@ -9,7 +9,7 @@ import pytest
 
 from amdet_core.errors import ConfigError
 from amdet_core.records import Evidence, Fault, Level
-from amdet_core.verdict import POLICIES, Condition, Policy, decide, load_policy
+from amdet_core.verdict import POLICIES, Condition, Policy, decide, landscape_verdict, load_policy
 
 
 def evidence(encoder: str = "clip_l", **values: float | None) -> list[Evidence]:
@@ -122,3 +122,9 @@ def test_a_policy_file_is_read_back_and_a_damaged_one_refused(tmp_path: Path) ->
         load_policy(str(path))
     with pytest.raises(ConfigError, match="amdet-1, amdet-2025-code"):
         load_policy("no-such-policy")
+
+
+def test_the_landscape_speaks_as_the_paper_does() -> None:
+    assert landscape_verdict(0.81).startswith("injected")
+    assert landscape_verdict(0.80).startswith("natural")
+    assert landscape_verdict(float("nan")).startswith("could not tell")

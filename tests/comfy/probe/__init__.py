@@ -52,7 +52,9 @@ class Digest(Probe):
     def run(self, clip: Any, key: str, after: Any = None) -> dict[str, Any]:
         digest = hashlib.sha256()
         for name, weight in sorted(clip.get_sd().items()):
-            digest.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                name.encode() + weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
         return {"ui": {"text": [digest.hexdigest()]}}
 
 

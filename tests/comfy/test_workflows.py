@@ -1,0 +1,158 @@
+"""The shipped workflows in a real ComfyUI, on checkpoints and encoders of true shape."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageChops, ImageStat
+
+from amdet_core.anchors import vouch
+from amdet_core.formats import open_target
+from amdet_core.storage import read_report
+
+from . import host as module
+from . import models
+from .graphs import Graph, node, scan
+from .host import Host
+
+WORKFLOWS = sorted((module.ROOT / "workflows" / "api").glob("*.json"))
+SLOW = ("3-scan-checkpoint-and-render", "4-scan-lora")
+"""Those that search in an encoder of full size: minutes on two cores."""
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base directory with the files that the workflows name."""
+    base = tmp_path_factory.mktemp("full")
+    module.install_pack(base)
+    (base / "custom_nodes" / "probe").symlink_to(Path(__file__).parent / "probe", target_is_directory=True)
+    paths = models.full_size(base / "models")
+    vouch(paths["official"], "official", base / "user" / "default" / "amdet" / "trust.json")
+    suspect = open_target(paths["suspect"]).encoders[0].encoder
+    models.lora(base / "models" / "loras" / "lora-to-scan.safetensors", suspect, models.changed(suspect, 0.002, 2), 8)
+    return base
+
+
+@pytest.fixture(scope="module")
+def host(full: Path) -> Iterator[Host]:
+    """A ComfyUI with them."""
+    with module.running(full) as host:
+        yield host
+
+
+def shrunk(graph: Graph) -> Graph:
+    """The same graph with pictures of 64 pixels in two steps: sampling is the host's work, and slow on a CPU."""
+    for one in graph.values():
+        if one["class_type"] == "EmptyLatentImage":
+            one["inputs"] |= {"width": 64, "height": 64}
+        elif one["class_type"] == "KSampler":
+            one["inputs"]["steps"] = 2
+    return graph
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else []) for path in WORKFLOWS],
+)
+def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) -> None:
+    graph = shrunk(json.loads(path.read_text(encoding="utf-8")))
+    run = host.run(graph)
+    for identity, one in graph.items():
+        kind = one["class_type"]
+        if kind == "AMDET_SaveReport":
+            folder = Path(run.text(identity))
+            assert (folder / "report.html").stat().st_size > 10_000
+            report = read_report(folder)
+            assert not report.faults
+        elif kind in ("PreviewImage", "SaveImage"):
+            (image,) = run.images(identity)
+            assert _picture(host, image).size >= (64, 64)
+        elif kind == "AMDET_ShowReport":
+            assert len(run.text(identity)) > 200
+    expected = {"1": "BACKDOORED", "2": "CLEAN", "5": "BACKDOORED", "6": "CLEAN"}
+    assert report.verdict.level.name == expected.get(path.stem[0], report.verdict.level.name)
+    if path.stem.startswith("3"):
+        normal, hidden = (
+            _picture(host, run.images(identity)[0])
+            for identity, one in graph.items()
+            if one["class_type"] == "SaveImage"
+        )
+        assert sum(ImageStat.Stat(normal).stddev) > 1 and sum(ImageStat.Stat(hidden).stddev) > 1
+        assert ImageChops.difference(normal, hidden).getbbox()
+
+
+@pytest.mark.slow
+def test_an_encoder_of_true_shape_from_the_stock_loader_is_scanned_to_a_report(host: Host) -> None:
+    started = time.monotonic()
+    run = host.run(
+        {
+            "clip": node("CLIPLoader", clip_name="suspect.safetensors", type="stable_diffusion", device="default"),
+            "before": node("PROBE_Digest", clip=("clip", 0), key="before"),
+            "scan": scan(("clip", 0)),
+            "after": node("PROBE_Digest", clip=("clip", 0), key="after", after=("scan", 3)),
+            "save": node("AMDET_SaveReport", report=("scan", 1), filename_prefix="amdet/stock"),
+        }
+    )
+    took = time.monotonic() - started
+    report = read_report(Path(run.text("save")))
+    assert run.text("before") == run.text("after")
+    assert report.anchor is not None and report.anchor[0].name == "official"
+    assert report.verdict.level.name == "CLEAN" and not report.faults
+    assert report.target.path == "CLIPLoader suspect.safetensors"
+    spec = report.target.encoders[0].spec
+    assert (spec.layers, spec.width, spec.heads) == (12, 768, 12)
+    peak = _peak_gib(host)
+    print(f"full size: {took:.0f} s, peak {peak:.1f} GiB")  # noqa: T201
+    assert peak < 8
+
+
+def _peak_gib(host: Host) -> float:
+    status = Path(f"/proc/{host.process.pid}/status")
+    if not status.exists():
+        pytest.skip("peak memory is read from /proc")
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 2**20
+
+
+def test_a_seeded_picture_is_the_same_before_and_after_a_scan(host: Host) -> None:
+    def drawn() -> Image.Image:
+        host.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(1)
+        loader = {"checkpoint": node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")}
+        return _picture(host, host.run({**loader, **_sampled("checkpoint")}).images("picture")[0])
+
+    before = drawn()
+    host.run(
+        {
+            "checkpoint": node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors"),
+            "scan": scan(("checkpoint", 1), anchor=("checkpoint", 1)),
+            **_sampled("checkpoint"),
+        }
+    )
+    assert ImageStat.Stat(before).stddev[0] > 0.5
+    assert before.tobytes() == drawn().tobytes()
+
+
+def _sampled(loader: str) -> Graph:
+    return {
+        "positive": node("CLIPTextEncode", clip=(loader, 1), text="a photo of a dog"),
+        "negative": node("CLIPTextEncode", clip=(loader, 1), text=""),
+        "latent": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "sampler": node(
+            "KSampler",
+            model=(loader, 0), positive=("positive", 0), negative=("negative", 0), latent_image=("latent", 0),
+            seed=3, steps=2, cfg=5.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=("sampler", 0), vae=(loader, 2)),
+        "picture": node("SaveImage", images=("decode", 0), filename_prefix="picture"),
+    }  # fmt: skip
+
+
+def _picture(host: Host, about: dict[str, Any]) -> Image.Image:
+    place = host.output if about["type"] == "output" else host.base / "temp"
+    return Image.open(place / about["subfolder"] / about["filename"]).convert("RGB")
