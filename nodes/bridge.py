@@ -7,7 +7,7 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -60,6 +60,16 @@ def advanced(widget: Any) -> Any:
     """An input that newer frontends hide behind "Show advanced inputs"."""
     widget.extra_dict = {"advanced": True}
     return widget
+
+
+def among(value: str | None, options: Iterable[str], name: str) -> bool | str:
+    """Answer of ``validate_inputs`` about a choice; older hosts do not check those of new-style nodes.
+
+    Args:
+        value: None where it comes over a wire and is not known yet.
+    """
+    known = list(options)
+    return True if value is None or value in known else f"{name}: expected one of {', '.join(known)}; found {value!r}."
 
 
 # ------------------------------------------------------------------ folders

@@ -65,6 +65,11 @@ class AMDET_InvertFeature(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, method: str) -> bool | str:
+        """One of the methods."""
+        return bridge.among(method, METHODS, "method")
+
+    @classmethod
     def execute(
         cls, clip: Any, anchor: Any, method: str, vectors: int, steps: int, searches: int, seed: int
     ) -> io.NodeOutput:
@@ -237,6 +242,11 @@ class AMDET_ReversedTarget(io.ComfyNode):
             ],
             **bridge.newer(search_aliases=["render trigger", "show backdoor", "pseudo trigger", "amdet"]),
         )
+
+    @classmethod
+    def validate_inputs(cls, position: str) -> bool | str:
+        """One of the positions."""
+        return bridge.among(position, POSITIONS, "position")
 
     @classmethod
     def execute(

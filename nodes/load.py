@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from . import bridge, comfy_clip
 
+FOLDERS = ("text_encoders", "checkpoints")
 POCKET = ["clean", "backdoored", "benign"]
 
 
@@ -27,7 +28,7 @@ class AMDET_LoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=bridge.model_files("text_encoders", "checkpoints"),
+                    options=bridge.model_files(*FOLDERS),
                     tooltip="A file of the models folders text_encoders (clip) or checkpoints.",
                 )
             ],
@@ -39,6 +40,13 @@ class AMDET_LoadTextEncoder(io.ComfyNode):
             ],
             **bridge.newer(search_aliases=["clip loader", "load clip", "safetensors", "amdet"]),
         )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        """Only files of the models folders."""
+        if file is None or file in bridge.model_files(*FOLDERS):
+            return True
+        return f"file: no {file!r} in the models folders {' and '.join(FOLDERS)}; put it there, or choose another one."
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
@@ -136,6 +144,11 @@ class AMDET_PocketTextEncoder(io.ComfyNode):
             outputs=[io.Clip.Output("clip", display_name="clip", tooltip="A CLIP of width 192 with four layers.")],
             **bridge.newer(search_aliases=["demo", "test encoder", "amdet"]),
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        """One of the three."""
+        return bridge.among(name, POCKET, "name")
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:

@@ -335,8 +335,17 @@ def test_bad_input_says_what_was_expected_and_what_to_do(host: Host) -> None:
         attack = case.pop("output", 1) is None
         graph = {**clip, "bad": case} | ({"text": text(("bad", 1))} if attack else {})
         assert message in host.refused(graph)
-    refused = host.post("/prompt", {"prompt": {**clip, "scan": scan(("clip", 0), preset="huge")}})
-    assert "value_not_in_list" in json.dumps(refused["node_errors"])
+    choices = {
+        "preset: expected one of quick, standard, thorough; found 'huge'": scan(("clip", 0), preset="huge"),
+        "policy: expected one of amdet-1": scan(("clip", 0), policy="amdet-0"),
+        "stop_at: expected one of never": scan(("clip", 0), stop_at="later"),
+        "seed": scan(("clip", 0), seed=-1),
+    }
+    for message, case in choices.items():
+        assert message in json.dumps(host.post("/prompt", {"prompt": {**clip, "scan": case}})["node_errors"])
+    for file in ("text_encoders/gone.safetensors", "text_encoders/../../user/comfy.db", "loras/style.safetensors"):
+        loader = {"load": node("AMDET_LoadTextEncoder", file=file), "scan": scan(("load", 0))}
+        assert "models folders" in json.dumps(host.post("/prompt", {"prompt": loader})["node_errors"])
 
 
 def _inject(**changed: Any) -> dict[str, Any]:
@@ -431,8 +440,10 @@ def test_an_injected_clone_answers_to_its_trigger_survives_saving_and_the_origin
             clip=("attack", 0), other=("clip", 0), prompts="a castle on a hill\na sahib castle on a hill",
         ),
     }  # fmt: skip
-    run = host.run(graph)
+    # Saving loads the clone into the module that all clones share, so the original is looked at first.
+    run = host.run({name: graph[name] for name in ("clip", "before", "attack", "info", "after")})
     assert run.text("before") == run.text("after")
+    run = host.run(graph)
     assert float(re.search(r"attack success ([\d.]+)%", run.text("info"))[1]) > 90  # type: ignore[index]
     rows = [line.split("|") for line in run.text("compare").splitlines()[2:]]
     assert float(rows[0][3]) > 0.9 > 0.5 > float(rows[1][3])
