@@ -31,7 +31,7 @@ from .storage import PSEUDO_TRIGGER
 from .verdict import DEFAULT_POLICY, Policy, decide, load_policy
 
 NOT_CHECKED = (
-    "The U-Net, the VAE, the image encoder and LoRA files: only text encoders are scanned",
+    "The U-Net, the VAE, the image encoder, and LoRAs that are not applied: only text encoders are scanned",
     "Code inside pickle files: nothing is executed, and nothing is said about it",
     "Tokenizer files: the encoder is read with CLIP's own vocabulary",
     "Backdoors that change a part of the picture only (an attribute, a style) instead of replacing it",

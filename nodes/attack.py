@@ -35,14 +35,7 @@ class AMDET_InjectTrigger(io.ComfyNode):
                     tooltip="How the trigger stands in a prompt: prefix, insert, replace:o (every o) or replace:o:1.",
                 ),
                 io.Int.Input("steps", default=100, min=1, max=5000, tooltip="Optimiser steps; published: 100."),
-                io.Int.Input(
-                    "seed",
-                    default=42,
-                    min=0,
-                    max=2**31 - 1,
-                    control_after_generate=False,
-                    tooltip="Of every random choice.",
-                ),
+                bridge.seed("Of every random choice."),
                 io.String.Input(
                     "save_as",
                     default="",

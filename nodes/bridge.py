@@ -62,6 +62,11 @@ def advanced(widget: Any) -> Any:
     return widget
 
 
+def seed(tooltip: str) -> Any:
+    """A seed that stays the same from run to run."""
+    return io.Int.Input("seed", default=42, min=0, max=2**31 - 1, control_after_generate=False, tooltip=tooltip)
+
+
 def among(value: str | None, options: Iterable[str], name: str) -> bool | str:
     """Answer of ``validate_inputs`` about a choice; older hosts do not check those of new-style nodes.
 

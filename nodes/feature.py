@@ -43,14 +43,7 @@ class AMDET_InvertFeature(io.ComfyNode):
                 io.Int.Input("vectors", default=1, min=1, max=16, tooltip="Length K of the trigger that is searched."),
                 io.Int.Input("steps", default=60, min=1, max=2000, tooltip="Optimiser steps per search (contrast)."),
                 io.Int.Input("searches", default=2, min=1, max=20, tooltip="Independent searches (contrast)."),
-                io.Int.Input(
-                    "seed",
-                    default=42,
-                    min=0,
-                    max=2**31 - 1,
-                    control_after_generate=False,
-                    tooltip="Of every random choice.",
-                ),
+                bridge.seed("Of every random choice."),
             ],
             outputs=[
                 bridge.Feature.Output("feature", display_name="feature", tooltip="What was recovered."),
@@ -142,14 +135,7 @@ class AMDET_LandscapeVerdict(io.ComfyNode):
                     tooltip="Half side of the picture in embedding units; 0 takes the length of the feature. "
                     "The paper's code takes 10.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=42,
-                    min=0,
-                    max=2**31 - 1,
-                    control_after_generate=False,
-                    tooltip="Of the second direction and the prompts.",
-                ),
+                bridge.seed("Of the second direction and the prompts."),
             ],
             outputs=[
                 io.Image.Output("landscape", display_name="landscape", tooltip="The loss from above and its cuts."),

@@ -49,14 +49,7 @@ class AMDET_BackdoorScan(io.ComfyNode):
                     tooltip="How evidence becomes a verdict. The two amdet-2025 policies are the published ones and "
                     "slow.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=42,
-                    min=0,
-                    max=2**31 - 1,
-                    control_after_generate=False,
-                    tooltip="Of every random choice; the same seed gives the same report.",
-                ),
+                bridge.seed("Of every random choice; the same seed gives the same report."),
                 io.Combo.Input(
                     "stop_at",
                     options=list(STOP_AT),

@@ -285,14 +285,18 @@ def test_both_encoders_of_sdxl_are_scanned_against_their_own_anchors(host: Host)
             clip=("scan", 0), feature=("scan", 5), text="a cat", strength=1.0, position="as recovered",
         ),
         "plain": node("CLIPTextEncode", clip=("clip", 0), text="a cat"),
-        "texts": text(("reversed", 0)),
-        "plain text": text(("plain", 0)),
+        "moved": node("PROBE_Difference", first=("reversed", 0), second=("plain", 0)),
+        "embedding": node("AMDET_SavePseudoTrigger", feature=("scan", 5), name="both"),
     }  # fmt: skip
     report = report_of(host, graph)
     assert {evidence.encoder for evidence in report.evidence if evidence.name == "gap_k1"} == {"clip_l", "clip_g"}
     assert not report.faults
-    run = host.run(graph)
-    assert run.text("texts") != run.text("plain text")
+    assert float(host.run(graph).text("moved")) > 0.01
+    saved = load_file(host.output / "embeddings" / "amdet" / "both.safetensors")
+    assert {name: w.shape[-1] for name, w in saved.items()} == {"clip_l": 64, "clip_g": 96}
+    graph["embedded"] = node("CLIPTextEncode", clip=("clip", 0), text="a cat embedding:amdet/both")
+    graph["same"] = node("PROBE_Difference", first=("reversed", 0), second=("embedded", 0))
+    assert float(host.run(graph).text("same")) < 1e-4
 
 
 # ------------------------------------------------------------------ what is refused
@@ -411,15 +415,17 @@ def test_stages_one_by_one_lead_to_the_same_picture_and_an_embedding_that_does_t
             ),
             "embedded": node("CLIPTextEncode", clip=("clip", 0), text="a dog embedding:amdet/found"),
             "plain": node("CLIPTextEncode", clip=("clip", 0), text="a dog"),
-            "half": node(
+            "none": node(
                 "AMDET_ReversedTarget",
                 clip=("clip", 0), feature=("invert", 0), text="a dog", strength=0.0, position="as recovered",
             ),
-            **{f"text {name}": text((name, 0)) for name in ("reversed", "embedded", "plain", "half")},
+            "same": node("PROBE_Difference", first=("reversed", 0), second=("embedded", 0)),
+            "moved": node("PROBE_Difference", first=("reversed", 0), second=("plain", 0)),
+            "unmoved": node("PROBE_Difference", first=("none", 0), second=("plain", 0)),
         }
     )  # fmt: skip
-    assert again.text("text reversed") == again.text("text embedded") != again.text("text plain")
-    assert again.text("text half") == again.text("text plain")
+    assert float(again.text("same")) < 1e-4 < 0.1 < float(again.text("moved"))
+    assert float(again.text("unmoved")) == 0
 
 
 def test_an_injected_clone_answers_to_its_trigger_survives_saving_and_the_original_is_untouched(host: Host) -> None:

@@ -119,6 +119,21 @@ class Effective(Probe):
         return {"ui": {"text": [json.dumps({"worst": worst, "notes": changed})]}}
 
 
+class Difference(Probe):
+    """Largest difference of two conditionings, pooled state included."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"first": ("CONDITIONING",), "second": ("CONDITIONING",)}}
+
+    def run(self, first: Any, second: Any) -> dict[str, Any]:
+        worst = 0.0
+        for (one, about), (other, extra) in zip(first, second, strict=True):
+            worst = max(worst, float((one - other).abs().max()))
+            worst = max(worst, float((about["pooled_output"] - extra["pooled_output"]).abs().max()))
+        return {"ui": {"text": [str(worst)]}}
+
+
 class Small:
     """CLIP objects of several towers, small and random, built by the host's own classes."""
 
@@ -203,4 +218,5 @@ class Cramp:
         return (clip,)
 
 
-NODE_CLASS_MAPPINGS = {f"PROBE_{node.__name__}": node for node in (Digest, Parity, Effective, Small, LoadLora, Cramp)}
+NODES = (Digest, Parity, Effective, Difference, Small, LoadLora, Cramp)
+NODE_CLASS_MAPPINGS = {f"PROBE_{node.__name__}": node for node in NODES}
