@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from . import bridge, comfy_clip
+
+if TYPE_CHECKING:
+    from ..amdet_core.formats import FoundEncoder, OpenedTarget
+    from ..amdet_core.progress import Progress
 
 FOLDERS = ("text_encoders", "checkpoints")
 POCKET = ["clean", "backdoored", "benign"]
@@ -56,20 +61,25 @@ class AMDET_LoadTextEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         """Open, check, hand to the host."""
-        from ..amdet_core.formats import open_target
-        from ..amdet_core.trust import fingerprint, known_file
-
-        path = bridge.model_path(file)
-        opened = bridge.run(lambda progress: open_target(path))
-        known = known_file(path)
-        lines = [f"{file}: {f'known file, {known.name}' if known else 'no known file'}"]
-        for found in opened.encoders:
-            lines.append(f"{found.name}: {found.encoder.spec.summary}, {found.dtype}, layout {found.layout}")
-            lines.append(f"  values {fingerprint(found.encoder)}")
-        lines += [f"not loaded: {part}" for part in opened.not_scanned]
-        clip = comfy_clip.build(opened.encoders, bridge.embedding_folders())
-        info = "\n".join(lines)
+        opened, lines = bridge.run(lambda progress: _read(file, progress))
+        clip, info = comfy_clip.build(opened.encoders, bridge.embedding_folders()), "\n".join(lines)
         return io.NodeOutput(clip, info, ui=bridge.shown(info))
+
+
+def _read(file: str, progress: Progress) -> tuple[OpenedTarget, list[str]]:
+    """The encoders of a file, and lines about it."""
+    from ..amdet_core.formats import open_target
+    from ..amdet_core.trust import fingerprint, known_file
+
+    path = bridge.model_path(file)
+    opened = open_target(path)
+    progress("open", 1, 2)
+    known = known_file(path)
+    lines = [f"{file}: {f'known file, {known.name}' if known else 'no known file'}"]
+    for found in opened.encoders:
+        lines.append(f"{found.name}: {found.encoder.spec.summary}, {found.dtype}, layout {found.layout}")
+        lines.append(f"  values {fingerprint(found.encoder)}")
+    return opened, lines + [f"not loaded: {part}" for part in opened.not_scanned]
 
 
 class AMDET_FindAnchor(io.ComfyNode):
@@ -99,16 +109,16 @@ class AMDET_FindAnchor(io.ComfyNode):
         label = bridge.described(cls.hidden.prompt, cls.hidden.unique_id, "clip")
         found, notes = bridge.run(lambda progress: _trusted(comfy_clip.read(clip, label), progress))
         info = "\n".join(notes)
-        return io.NodeOutput(comfy_clip.build(found, bridge.embedding_folders()), info, ui=bridge.shown(info))
+        # What equals a trusted encoder is its own anchor.
+        anchor = comfy_clip.build(found, bridge.embedding_folders()) if found else clip
+        return io.NodeOutput(anchor, info, ui=bridge.shown(info))
 
 
-def _trusted(opened: Any, progress: Any) -> tuple[list[Any], list[str]]:
-    """The anchors of all encoders, and a line about each."""
-    from dataclasses import replace
-
+def _trusted(opened: OpenedTarget, progress: Progress) -> tuple[list[FoundEncoder], list[str]]:
+    """The anchors of all encoders, none where each of them is trusted itself, and a line about each."""
     from ..amdet_core.errors import EncoderError
 
-    anchors, found, notes = bridge.anchors(progress=progress), [], []
+    anchors, found, notes, own = bridge.anchors(progress=progress), [], [], 0
     for one in opened.encoders:
         anchor = anchors.match(one, opened)
         if anchor.info is None:
@@ -118,10 +128,10 @@ def _trusted(opened: Any, progress: Any) -> tuple[list[Any], list[str]]:
                 "Put the official file into models/text_encoders, for example clip_l.safetensors, or connect a "
                 "loader of the original checkpoint to the anchor input instead.",
             )
-        # What equals a trusted encoder is its own anchor.
+        own += anchor.identical
         found.append(replace(one, encoder=anchor.encoder or one.encoder, used_layers=None))
         notes.append(f"{one.name}: {anchor.info.name} ({anchor.info.chosen}), values {anchor.info.fingerprint}")
-    return found, notes
+    return ([] if own == len(found) else found), notes
 
 
 class AMDET_PocketTextEncoder(io.ComfyNode):
