@@ -28,7 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base directory of the ComfyUI, with the pack and the probe nodes in it."""
     base = tmp_path_factory.mktemp("comfy")
     module.install_pack(base)
-    (base / "custom_nodes" / "probe").symlink_to(HERE / "probe", target_is_directory=True)
+    module.install_probe(base)
     return base
 
 

@@ -65,6 +65,12 @@ def install_pack(base: Path, name: str = PACK) -> Path:
     return target
 
 
+def install_probe(base: Path) -> None:
+    """Put the tests' own nodes beside the pack."""
+    source = Path(__file__).with_name("probe")
+    shutil.copytree(source, base / "custom_nodes" / "probe", ignore=shutil.ignore_patterns("__pycache__"))
+
+
 @dataclass
 class Host:
     """A running ComfyUI."""

@@ -30,7 +30,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base directory with the files that the workflows name."""
     base = tmp_path_factory.mktemp("full")
     module.install_pack(base)
-    (base / "custom_nodes" / "probe").symlink_to(Path(__file__).parent / "probe", target_is_directory=True)
+    module.install_probe(base)
     paths = models.full_size(base / "models")
     vouch(paths["official"], "official", base / "user" / "default" / "amdet" / "trust.json")
     suspect = open_target(paths["suspect"]).encoders[0].encoder
