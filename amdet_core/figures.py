@@ -1,41 +1,86 @@
-"""Figures of a report as drawings, with explicit colours (Okabe and Ito's, and sequential maps that read in grey).
+"""Figures of a report, and the pictures that a host shows while it works.
 
-Equal records give equal bytes, and the same card looks alike in a dark page, on paper and in a graph.
+Every figure is a light card with explicit colours (Okabe and Ito's, and sequential maps that read in
+grey), so that it looks the same in a dark page and on paper. Equal records give equal bytes.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from textwrap import wrap
 
 import numpy as np
 
-from .canvas import image, png, svg
-from .drawing import CARD, Array, Box, Cells, Curve, Drawing, Panel, Words, ticks
+from .drawing import (
+    BOUND,
+    CARD,
+    INK,
+    SMALL,
+    SOFT,
+    Axis,
+    Cells,
+    Drawing,
+    Entry,
+    Line,
+    Numbers,
+    Panel,
+    Text,
+    axis,
+    bar_width,
+    colour_bar,
+    image,
+    legend_rows,
+    named,
+    number_words,
+    png,
+    round_step,
+    shades,
+    shortened,
+    svg,
+    text_width,
+)
 from .records import Candidate, Forensics, Landscape, LayerChange
 
 __all__ = [
-    "bars", "card", "drawable", "gaps", "has_gap", "image", "landscape", "loss_curve", "loss_curves", "png",
-    "spectrum", "svg", "weight_changes",
-]  # fmt: skip
+    "bars",
+    "card",
+    "drawable",
+    "gaps",
+    "has_gap",
+    "image",
+    "landscape",
+    "loss_curve",
+    "loss_curves",
+    "png",
+    "spectrum",
+    "svg",
+    "weight_changes",
+]
 
 BLUE, ORANGE = "#0072b2", "#d55e00"
 PALETTE = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 CIVIDIS = (
-    "#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838",
+    "#00224e", "#003170", "#2a3f6d", "#434e6c", "#575d6d", "#6a6c71", "#7d7c78",
+    "#918b78", "#a59c74", "#bcae6c", "#d2c060", "#e9d34e", "#fee838",
 )  # fmt: skip
-YELLOW_GREEN_BLUE = (
-    "#ffffd9", "#f1fabb", "#d6efb3", "#abdeb7", "#74c9bd", "#43b4c4", "#2499c1", "#2073b2", "#234ba0", "#19296c",
+YELLOW_TO_BLUE = (
+    "#ffffd9", "#f3fabf", "#e1f3b2", "#c6e9b4", "#97d6b9", "#6bc6be", "#40b5c4",
+    "#299dc1", "#1f80b8", "#225da8", "#24419a", "#1b2c80", "#081d58",
 )  # fmt: skip
-"""Ten colours each of the maps cividis and YlGnBu."""
-WIDTH = 690.0
-"""Pixels; a panel of half this width stays readable on a telephone."""
+"""ColorBrewer's YlGnBu."""
+WIDTH = 640.0
+"""Px at scale 1; a panel of half this width stays readable on a telephone."""
+EDGE = 12.0
+"""Free space around all panels and between them, px."""
+PREVIEW = (512.0, 288.0)
+"""Width and height of a picture that is shown while a search runs, px."""
 LABELLED = 8
 """Most entries of a legend or of a strip."""
 BANDS = 12
-FINE = 144
-"""Cells along each side of a drawn landscape, whatever its grid."""
+"""Most colours of a map."""
 
 _LAYER = re.compile(r"encoder\.layers\.(\d{1,3})\.(?:self_attn\.|mlp\.)?(\w+)\.weight")
 _PARTS = ("layer_norm1", "q_proj", "k_proj", "v_proj", "out_proj", "layer_norm2", "fc1", "fc2")
@@ -46,54 +91,41 @@ _PARTS = ("layer_norm1", "q_proj", "k_proj", "v_proj", "out_proj", "layer_norm2"
 
 def landscape(surface: Landscape) -> Drawing:
     """Loss around a recovered feature from above, and the two cuts through it: a bowl or a saddle."""
-    values = np.asarray(surface.values, dtype=float)
-    radius, side = surface.radius, len(values)
-    steps = np.linspace(-radius, radius, side)
-    low, high = _range(values)
-    colours = _blend(CIVIDIS, BANDS)
-    inner = (-radius, radius)
-    above = Panel(
-        (62, 32, 258, 236),
-        inner,
-        inner,
-        (
-            Cells(_finer(values.T), (-radius, -radius, radius, radius), low, high, colours),
-            *_cross(radius * 0.05),
-        ),
-        title="seen from above (x: the feature)",
-        xlabel="along the gradient",
-        ylabel="across it",
-        bare=True,
-    )
-    scale = Panel(
-        (332, 32, 11, 236),
-        (0, 1),
-        (low, high),
-        (Cells(np.linspace(low, high, BANDS)[:, None], (0, low, 1, high), low, high, colours),),
-        xticks=(),
-        yticks=ticks(low, high, 6),
-        ylabel="loss",
-        bare=True,
-        right=True,
-    )
-    middle = side // 2
-    centre = slice(middle - 1, middle + 1) if side % 2 == 0 else slice(middle, middle + 1)
-    along, across = values[:, centre].mean(axis=1), values[centre].mean(axis=0)
+    values, radius = _bounded(surface.values), min(surface.radius, BOUND)
+    middle = values.shape[0] // 2
+    centre = slice(middle - 1, middle + 1) if values.shape[0] % 2 == 0 else slice(middle, middle + 1)
+    steps = np.linspace(-radius, radius, values.shape[0])
+    height, half = 280.0, WIDTH / 2 + 20
+
+    levels = _levels(values[np.isfinite(values)], "loss")
+    colours = shades(CIVIDIS, len(levels.ticks) - 1)
+    ends = axis((-radius, radius), "along the gradient", margin=0.0, most=6)
+    box = (EDGE, EDGE, half - EDGE - bar_width(levels), height - EDGE)
+    above = Panel(box, ends, replace(ends, label="across it"), title="from above (cross: the feature)", framed=False)
+    size = (above.right - above.left, above.bottom - above.top)
+    seen = Cells(above.left, above.top, *size, values.T[::-1], levels.first, levels.last, colours, smooth=True)
+    cross = [
+        Line(((x - 6, y - 6 * turn), (x + 6, y + 6 * turn)), colour, width)
+        for colour, width in ((INK, 5.0), (CARD, 3.0))
+        for turn in (1, -1)
+        for x, y in [above.at(0.0, 0.0)]
+    ]
+    bar = colour_bar((above.right + 8, above.top, above.bottom), levels, colours)
+
+    along = Entry("along the gradient", BLUE)
+    across = Entry("across it", ORANGE, dashed=True)
+    lines = {along: _mean(values[:, centre], 1), across: _mean(values[centre], 0)}
     cuts = Panel(
-        (464, 32, 210, 236),
-        inner,
-        _padded(_range(np.stack((along, across)))),
-        (
-            Curve(steps, along, BLUE, "along the gradient"),
-            Curve(steps, across, ORANGE, "across it", dashed=True),
-        ),
+        (half + EDGE, EDGE, WIDTH - EDGE, height - EDGE),
+        axis(steps, "distance in embedding units", most=6),
+        axis(np.concatenate(list(lines.values())), "loss", most=8),
         title="cut through the feature",
-        xlabel="distance in embedding units",
-        ylabel="loss",
-        grid="both",
-        rule=0.0,
+        legend=(along, across),
     )
-    return Drawing(WIDTH, 316, (above, scale, cuts))
+    cuts.upright(0.0, SOFT)
+    for entry, line in lines.items():
+        cuts.curve(steps, line, entry, 2.5)
+    return Drawing(WIDTH, height, (*above.parts, seen, *cross, *bar, *cuts.parts))
 
 
 def drawable(surface: Landscape) -> bool:
@@ -105,28 +137,24 @@ def drawable(surface: Landscape) -> bool:
 
 def spectrum(surface: Landscape) -> Drawing:
     """Histogram of the Hessian eigenvalues; the outer per cent on either side is gathered at the edge."""
-    values = np.asarray([value for value in surface.eigenvalues if np.isfinite(value)], dtype=float)
+    values = _bounded(surface.eigenvalues)
+    values = values[~np.isnan(values)]
     low, high = np.percentile(values, (1, 99)) if values.size else (-1.0, 1.0)
     bound = float(max(abs(low), abs(high))) or 1.0
     edges = np.linspace(-bound, bound, 61)  # an even number of bins: none mixes signs
     counts, _ = np.histogram(np.clip(values, -bound, bound), bins=edges)
-    boxes = [
-        Box(float(left), 0.0, float(right), float(count), BLUE if left >= 0 else ORANGE)
-        for left, right, count in zip(edges, edges[1:], counts, strict=False)
-        if count
-    ]
+    height = 220.0
     panel = Panel(
-        (62, 32, 612, 180),
-        (-bound, bound),
-        (0.0, float(max(counts.max(), 1)) * 1.05),
-        tuple(boxes),
+        (EDGE, EDGE, WIDTH - EDGE, height - EDGE),
+        replace(axis(edges, "curvature of the loss (Hessian eigenvalue)", margin=0.02), grid=False),
+        replace(axis((0.0, *counts), "points", most=6, least=1.0), first=0.0),
         title=f"{_percent(surface.positive_share)} of {len(surface.eigenvalues):,} curvatures are positive",
-        xlabel="curvature of the loss (Hessian eigenvalue)",
-        ylabel="points",
-        grid="y",
-        rule=0.0,
     )
-    return Drawing(WIDTH, 258, (panel,))
+    for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        if count:
+            panel.block((left, right), (0.0, count), BLUE if left >= 0 else ORANGE)
+    panel.upright(0.0, INK)
+    return Drawing(WIDTH, height, tuple(panel.parts))
 
 
 # ------------------------------------------------------------------ candidates
@@ -134,64 +162,48 @@ def spectrum(surface: Landscape) -> Drawing:
 
 def loss_curves(candidates: Sequence[Candidate]) -> Drawing:
     """Loss by step of every candidate."""
-    curves = []
-    for i, candidate in enumerate(candidates):
-        loss = np.asarray(candidate.loss, dtype=float)
-        name = _name(candidate) if i < LABELLED else ""
-        dashed = candidate.method != "contrast"
-        curves.append(Curve(np.arange(len(loss), dtype=float), loss, PALETTE[i % len(PALETTE)], name, dashed, 1.6))
-    return Drawing(WIDTH, 270, (_history(curves, (62, 18, 612, 206)),))
+    entries = [
+        Entry(_name(candidate), PALETTE[i % len(PALETTE)], candidate.method != "contrast")
+        for i, candidate in enumerate(candidates)
+    ]
+    runs = [np.array(candidate.loss, dtype=float) for candidate in candidates]
+    height = 230.0 + 18.0 * len(legend_rows(entries[:LABELLED], WIDTH - 100))
+    return _curves(runs, entries, (WIDTH, height), legend=entries[:LABELLED])
 
 
 def loss_curve(values: Sequence[float], title: str = "") -> Drawing:
-    """One growing curve, quick enough to be drawn while it grows."""
-    y = np.asarray(values, dtype=float)
-    curve = Curve(np.arange(len(y), dtype=float), y, BLUE)
-    return Drawing(480, 300, (_history([curve], (62, 34, 400, 218), title),))
+    """One growing curve, cheap enough to be drawn anew several times a second.
+
+    Args:
+        values: loss by step, so far.
+        title: what is searched; written above the curve.
+    """
+    return _curves([np.array(values, dtype=float)], [Entry("", BLUE)], PREVIEW, title=_ascii(title, 120))
 
 
-def _history(curves: Sequence[Curve], place: tuple[float, float, float, float], title: str = "") -> Panel:
-    last = max((len(curve.x) for curve in curves), default=1) - 1
-    every = np.concatenate([curve.y for curve in curves]) if curves else np.zeros(1)
-    return Panel(
-        place,
-        (0.0, float(max(last, 1))),
-        _padded(_range(every)),
-        tuple(curves),
-        title=_ascii(title),
-        xlabel="step",
-        ylabel="loss" if not title else "",
-        grid="both",
+def _curves(
+    runs: Sequence[Numbers],
+    entries: Sequence[Entry],
+    size: tuple[float, float],
+    title: str = "",
+    legend: Sequence[Entry] = (),
+) -> Drawing:
+    panel = Panel(
+        (EDGE, EDGE, size[0] - EDGE, size[1] - EDGE),
+        axis((0.0, *(len(run) - 1.0 for run in runs if len(run))), "step", margin=0.02, least=1.0),
+        axis(np.concatenate([*runs, []]), "loss", most=8),
+        title=title,
+        legend=legend,
     )
+    for run, entry in zip(runs, entries, strict=True):
+        panel.curve(np.arange(len(run), dtype=float), run, entry)
+    return Drawing(*size, tuple(panel.parts))
 
 
 def gaps(candidates: Sequence[Candidate]) -> Drawing:
     """How much more the suspect collapses than the anchor, by candidate; those without a gap are left out."""
-    rows = [
-        (_name(candidate), float(candidate.indicators["gap"] or 0.0)) for candidate in candidates if has_gap(candidate)
-    ]
-    return bars(rows, "gap: agreement of the outputs, suspect minus anchor")
-
-
-def bars(rows: Sequence[tuple[str, float]], label: str) -> Drawing:
-    """Named numbers up to 1 as horizontal bars, the first at the top."""
-    count = max(len(rows), 1)
-    names = [(count - 0.5 - i, _ascii(name)) for i, (name, _) in enumerate(rows)]
-    items: list[Box | Words] = []
-    for (place, _), (_, value) in zip(names, rows, strict=True):
-        items.append(Box(min(value, 0.0), place - 0.33, max(value, 0.0), place + 0.33, BLUE))
-        items.append(Words(max(value, 0.0) + 0.012, place, f"{value:.2f}"))
-    margin = min(40 + 6.4 * max((len(name) for _, name in names), default=0), 300.0)
-    panel = Panel(
-        (margin, 12, WIDTH - margin - 16, 28.0 * count),
-        (min(0.0, *(value for _, value in rows), 0.0), 1.1),
-        (0.0, float(count)),
-        tuple(items),
-        yticks=names,
-        xlabel=label,
-        grid="x",
-    )
-    return Drawing(WIDTH, 28.0 * count + 60, (panel,))
+    rows = [(_name(candidate), candidate.indicators["gap"]) for candidate in candidates if has_gap(candidate)]
+    return bars([(name, gap or 0.0) for name, gap in rows], "gap: agreement of the outputs, suspect minus anchor")
 
 
 def has_gap(candidate: Candidate) -> bool:
@@ -199,15 +211,40 @@ def has_gap(candidate: Candidate) -> bool:
     return candidate.indicators.get("gap") is not None
 
 
+def bars(rows: Sequence[tuple[str, float]], label: str, title: str = "", whole: float = 1.0) -> Drawing:
+    """Horizontal bars from zero with their names on the left and their numbers beside them.
+
+    Args:
+        rows: name and number of each bar, from the top.
+        label: what the numbers are.
+        whole: a number to which the scale reaches at least, as 1 for a cosine.
+    """
+    lengths = np.array([value for _, value in rows], dtype=float)
+    scale = axis((0.0, whole, *lengths), label, margin=0.0, most=6)
+    room = 0.1 * (scale.last - scale.first)
+    names = [shortened(_ascii(name), SMALL, WIDTH / 2) for name, _ in rows] or [""]
+    height = 2 * EDGE + 40 + 24.0 * len(names) + 22 * bool(title)
+    panel = Panel(
+        (EDGE, EDGE, WIDTH - EDGE, height - EDGE),
+        Axis(scale.first, scale.last + room, scale.ticks, label),
+        named(names, down=True),
+        title=_ascii(title, 120),
+    )
+    for place, length in enumerate(lengths.tolist()):
+        end = min(max(length, scale.first), scale.last) if math.isfinite(length) else 0.0
+        panel.block((0.0, end), (place + 0.18, place + 0.82), BLUE)
+        x, y = panel.at(max(end, 0.0), place + 0.5)
+        words = f"{length:.2f}" if abs(length) < 1000 else f"{length:.1e}" if math.isfinite(length) else "unknown"
+        panel.parts.append(Text(x + 6, y, words))
+    panel.upright(0.0, SOFT)
+    return Drawing(WIDTH, height, tuple(panel.parts))
+
+
 def card(text: str) -> Drawing:
     """Words in place of a figure that can't be drawn."""
-    lines = [line for part in text.splitlines() for line in wrap(part, 80)][:12]
-    items = tuple(Words(0.0, float(-i), line, size=13.0) for i, line in enumerate(lines))
-    height = 22.0 * max(len(lines) - 1, 1)
-    panel = Panel(
-        (28, 40, WIDTH - 56, height), (0, 1), (-max(len(lines) - 1.0, 1.0), 0.0), items, xticks=(), yticks=(), bare=True
-    )
-    return Drawing(WIDTH, height + 80, (panel,))
+    lines = [line for part in text.splitlines() for line in wrap(_ascii(part, 1000), 84)][:12]
+    written = tuple(Text(2 * EDGE, 3 * EDGE + 22.0 * i, line, 13.0) for i, line in enumerate(lines))
+    return Drawing(WIDTH, 6 * EDGE + 22.0 * max(len(lines) - 1, 1), written)
 
 
 # ------------------------------------------------------------------ weights
@@ -224,41 +261,27 @@ def weight_changes(forensics: Forensics) -> Drawing:
         if found[2] in _PARTS:
             grid[_PARTS.index(found[2]), int(found[1])] = 100 * change.relative_norm
     column = np.array([[100 * change.relative_norm] for change in others] or [[np.nan]])
+
     known = [value for value in (*grid.flat, *column.flat) if np.isfinite(value)]
-    top = max(known, default=0.0) or 1.0
-    layers = _strip((86, 14, 300, 208), grid, top, [part.replace("_", " ") for part in _PARTS])
-    rest = _strip((536, 14, 30, 208), column, top, [_short(change) for change in others] or [""])
-    numbers = [(i + 0.5, str(i)) for i in range(depth) if i % max(1, -(-depth // 12)) == 0]
-    scale = np.linspace(0, top, len(YELLOW_GREEN_BLUE))[:, None]
-    bar = Panel(
-        (590, 14, 11, 208),
-        (0, 1),
-        (0, top),
-        (Cells(scale, (0, 0, 1, top), 0, top, YELLOW_GREEN_BLUE),),
-        xticks=(),
-        ylabel="change in %",
-        bare=True,
-        right=True,
+    scale = _levels((0.0, max(known, default=0.0) or 1.0), "change in %")
+    colours = shades(YELLOW_TO_BLUE, len(scale.ticks) - 1)
+    height, right = 250.0, WIDTH - EDGE - bar_width(scale)
+    names = [shortened(_short(change), SMALL, WIDTH / 4) for change in others] or [""]
+    middle = right - 3 * EDGE - 30 - max(text_width(name, SMALL) for name in names)
+    layers = Panel(
+        (EDGE, EDGE, middle, height - EDGE),
+        named([str(i) for i in range(depth)], "layer"),
+        named([part.replace("_", " ") for part in _PARTS], down=True),
+        framed=False,
     )
-    shown = Panel(
-        layers.place,
-        layers.xlim,
-        layers.ylim,
-        layers.items,
-        xticks=numbers,
-        yticks=layers.yticks,
-        xlabel="layer",
-        bare=True,
-    )
-    return Drawing(WIDTH, 268, (shown, rest, bar))
-
-
-def _strip(place: tuple[float, float, float, float], values: Array, top: float, names: Sequence[str]) -> Panel:
-    """Cells with a name for each row, the first at the top."""
-    rows, columns = values.shape
-    cells = Cells(values[::-1], (0, 0, columns, rows), 0, top, YELLOW_GREEN_BLUE, gap=0.8)
-    places = [(rows - 0.5 - i, name) for i, name in enumerate(names)]
-    return Panel(place, (0, columns), (0, rows), (cells,), xticks=(), yticks=places, bare=True)
+    box = (middle + EDGE, EDGE, right - EDGE, layers.bottom)
+    rest = Panel(box, Axis(0.0, 1.0), named(names, down=True), framed=False)
+    maps = [
+        Cells(p.left, p.top, p.right - p.left, p.bottom - p.top, values, scale.first, scale.last, colours)
+        for p, values in ((layers, grid), (rest, column))
+    ]
+    bar = colour_bar((right, layers.top, layers.bottom), scale, colours)
+    return Drawing(WIDTH, height, (*layers.parts, *rest.parts, *maps, *bar))
 
 
 def _short(change: LayerChange) -> str:
@@ -268,48 +291,33 @@ def _short(change: LayerChange) -> str:
 # ------------------------------------------------------------------ parts
 
 
-def _cross(size: float) -> tuple[Curve, Curve]:
-    line = np.array([-size, size])
-    return Curve(line, line, CARD, width=3.0), Curve(line, -line, CARD, width=3.0)
+def _levels(values: Iterable[float], label: str) -> Axis:
+    """A scale with a tick at every edge of its bands, round numbers that enclose all values."""
+    whole = axis(values, label, margin=0.0)
+    step = round_step(whole.first, whole.last, BANDS)
+    first, last = math.floor(whole.first / step + 1e-6), math.ceil(whole.last / step - 1e-6)
+    edges = [i * step for i in range(first, last + 1)]
+    return Axis(edges[0], edges[-1], tuple(zip(edges, number_words(edges), strict=True)), label)
 
 
-def _finer(values: Array) -> Array:
-    """The grid with more points between its own, linearly; a hole stays one."""
-    side = len(values)
-    if side >= FINE:
-        return values
-    places, known = np.linspace(0, side - 1, FINE), np.arange(side)
-    rows = np.stack([np.interp(places, known, row) for row in values])
-    return np.stack([np.interp(places, known, column) for column in rows.T]).T
+def _bounded(values: Sequence[float] | Sequence[Sequence[float]]) -> Numbers:
+    """As an array, NaN where not finite, and so that sums stay finite."""
+    array = np.array(values, dtype=float)
+    return np.where(np.isfinite(array), np.clip(array, -BOUND, BOUND), np.nan)
 
 
-def _blend(colours: Sequence[str], count: int) -> tuple[str, ...]:
-    """``count`` colours at even distances along a map."""
-    stops = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours], dtype=float)
-    places = np.linspace(0, len(stops) - 1, count)
-    mixed = np.stack([np.interp(places, np.arange(len(stops)), channel) for channel in stops.T], axis=1)
-    return tuple("#{:02x}{:02x}{:02x}".format(*(round(value) for value in row)) for row in mixed.tolist())
-
-
-def _range(values: Array) -> tuple[float, float]:
-    """Lowest and highest finite number; one unit apart where there are no two."""
-    known = values[np.isfinite(values)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _padded(limits: tuple[float, float]) -> tuple[float, float]:
-    low, high = limits
-    return low - 0.05 * (high - low), high + 0.05 * (high - low)
+def _mean(values: Numbers, direction: int) -> Numbers:
+    """Mean without the unknown values, NaN where there are no others."""
+    return np.asarray(np.ma.masked_invalid(values).mean(axis=direction).filled(np.nan), dtype=float)
 
 
 def _name(candidate: Candidate) -> str:
     return _ascii(f"{candidate.encoder} {candidate.method} K={candidate.vectors} seed {candidate.seed}")
 
 
-def _ascii(text: str) -> str:
+def _ascii(text: str, most: int = 40) -> str:
     """What every font can draw: names may come from a stranger's report."""
-    return text.encode("unicode_escape").decode("ascii")[:40]
+    return text.encode("unicode_escape").decode("ascii")[:most]
 
 
 def _percent(share: float) -> str:

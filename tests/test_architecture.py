@@ -22,7 +22,6 @@ DATA = {
     "storage",
     "patch",
     "drawing",
-    "canvas",
 }
 MEASURES = {
     "formats", "trust", "forensics", "landscape", "contrast", "compare", "inversion", "evidence", "features",
@@ -41,7 +40,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ONE_HOME = {
-    "PIL": {"canvas"},
+    "PIL": {"drawing"},
     "matplotlib": set(),
     "jinja2": {"report"},
     "transformers": {"pocket"},

@@ -1,0 +1,52 @@
+"""Vector drawings: one description, drawn by Pillow as pixels and written as SVG."""
+
+from .axes import (
+    BOUND,
+    SMALL,
+    Axis,
+    Entry,
+    Panel,
+    axis,
+    bar_width,
+    colour_bar,
+    legend_rows,
+    named,
+    number_words,
+    round_step,
+    shortened,
+)
+from .parts import CARD, GRID, INK, SOFT, Cells, Drawing, Line, Numbers, Part, Rectangle, Text, shades
+from .raster import image, png, text_width
+from .vector import svg
+
+__all__ = [
+    "BOUND",
+    "CARD",
+    "GRID",
+    "INK",
+    "SMALL",
+    "SOFT",
+    "Axis",
+    "Cells",
+    "Drawing",
+    "Entry",
+    "Line",
+    "Numbers",
+    "Panel",
+    "Part",
+    "Rectangle",
+    "Text",
+    "axis",
+    "bar_width",
+    "colour_bar",
+    "image",
+    "legend_rows",
+    "named",
+    "number_words",
+    "png",
+    "round_step",
+    "shades",
+    "shortened",
+    "svg",
+    "text_width",
+]
