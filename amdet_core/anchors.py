@@ -225,7 +225,8 @@ def _named(name: str, cast: str) -> str:
 def _no_anchor(suspect: FoundEncoder) -> str:
     return (
         f"{suspect.name}: no trusted encoder of its shape ({suspect.encoder.spec.summary}) is known; "
-        "name one with --anchor PATH, or once and for all with: amdet trust add PATH"
+        "give the original encoder as the anchor (on the command line: --anchor PATH, or once and for all: "
+        "amdet trust add PATH)"
     )
 
 

@@ -23,6 +23,7 @@ class AMDET_InjectTrigger(io.ComfyNode):
             "the trigger is read as the target (Rickrolling, arXiv 2211.02408). The connected CLIP stays as it is. "
             "Saved files name the attack in their metadata.",
             is_experimental=True,
+            is_output_node=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP to attack a clone of."),
                 io.String.Input("trigger", default="sahib", tooltip="Text that shall take a prompt over."),
