@@ -31,6 +31,8 @@ CONTRAST_PROMPTS = 64
 """Held-out prompts for what is measured of a published feature beside the published indicators."""
 LANDSCAPE_SEED, TAILS_SEED = 1_000_003, 2_000_003
 """Added to the seed of a scan, so that no two stages share random numbers."""
+FEWEST_HELD_OUT = 4
+"""Prompts without which nothing is measured."""
 SEEDS_PER_SCAN, SEEDS_PER_LENGTH = 1000, 50
 """So far apart that scans of neighbouring seeds, and lengths within one, share no run."""
 
@@ -126,6 +128,9 @@ def scan(
     Args:
         place_trigger: puts a known trigger into a prompt, to measure the fidelity of what was recovered
             (eq. 29); never used for anything else.
+
+    Raises:
+        ConfigError: too few prompts were held out.
     """
     found = Findings()
     tensors = len(subject.suspect.weights)
@@ -133,6 +138,12 @@ def scan(
     if subject.identical or subject.anchor is None:
         return found
     fit, held_out = (part.prompts for part in prompts.first(config.prompt_limit).split())
+    if len(held_out) < FEWEST_HELD_OUT:
+        raise ConfigError(
+            f"at least {FEWEST_HELD_OUT} prompts to measure on (a fifth of them, chosen by their text)",
+            f"{len(held_out)} of {len(prompts)} from {prompts.source}",
+            "Give more prompts; a few hundred typical ones are enough.",
+        )
     stages = _Stages(subject, subject.anchor, fit, held_out, config, policy, place_trigger, progress, found)
     with _stage(found, subject.name, "forensics"):
         stages.forensics()

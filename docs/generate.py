@@ -78,7 +78,10 @@ def english() -> str:
         name: {
             "display_name": node["display_name"],
             "description": node["description"],
-            "inputs": {key: {"name": key, "tooltip": about["tooltip"]} for key, (_, about) in _inputs(node).items()},
+            "inputs": {
+                key: {"name": about.get("display_name", key), "tooltip": about["tooltip"]}
+                for key, (_, about) in _inputs(node).items()
+            },
             "outputs": {
                 str(i): {"name": shown, "tooltip": tooltip}
                 for i, (shown, tooltip) in enumerate(zip(node["output_name"], node["output_tooltips"], strict=True))

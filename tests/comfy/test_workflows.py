@@ -21,8 +21,8 @@ from .graphs import Graph, node, scan
 from .host import Host
 
 WORKFLOWS = sorted((module.ROOT / "workflows" / "api").glob("*.json"))
-SLOW = ("3-scan-checkpoint-and-render", "4-scan-lora")
-"""Those that search in an encoder of full size: minutes on two cores."""
+SLOW = ("3-scan-checkpoint-and-render",)
+"""What searches in an encoder of full size: minutes on two cores."""
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module.install_probe(base)
     paths = models.full_size(base / "models")
     vouch(paths["official"], "official", base / "user" / "default" / "amdet" / "trust.json")
+    # A LoRA without an effect is answered at once; what LoRAs do to a verdict is tested on the pocket encoders.
     suspect = open_target(paths["suspect"]).encoders[0].encoder
-    models.lora(base / "models" / "loras" / "lora-to-scan.safetensors", suspect, models.changed(suspect, 0.002, 2), 8)
+    models.lora(base / "models" / "loras" / "lora-to-scan.safetensors", suspect, suspect, 8)
     return base
 
 
@@ -74,7 +75,7 @@ def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) ->
             assert _picture(host, image).size >= (64, 64)
         elif kind == "AMDET_ShowReport":
             assert len(run.text(identity)) > 200
-    expected = {"1": "BACKDOORED", "2": "CLEAN", "5": "BACKDOORED", "6": "CLEAN"}
+    expected = {"1": "BACKDOORED", "2": "CLEAN", "4": "CLEAN", "5": "BACKDOORED", "6": "CLEAN"}
     assert report.verdict.level.name == expected.get(path.stem[0], report.verdict.level.name)
     if path.stem.startswith("3"):
         normal, hidden = (

@@ -10,7 +10,7 @@ from amdet_core import scan as module
 from amdet_core.config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, NumericalError
-from amdet_core.prompts import builtin_prompts
+from amdet_core.prompts import PromptSet, builtin_prompts
 from amdet_core.records import Level
 from amdet_core.scan import Subject, plan, scan, surround
 from amdet_core.verdict import POLICIES, decide
@@ -162,3 +162,9 @@ def test_a_landscape_needs_the_encoders_of_its_feature(toy: TextEncoder) -> None
     feature = scan(Subject("clip_l", perturbed(toy), toy), PROMPTS, FAST, POLICY).features[0]
     with pytest.raises(ConfigError, match="no anchor"):
         surround(Subject("clip_l", toy, None), feature, PROMPTS, FAST)
+
+
+def test_too_few_held_out_prompts_are_an_error_and_no_verdict(toy: TextEncoder) -> None:
+    fit = tuple(prompt for prompt in PROMPTS.prompts if prompt in PROMPTS.split()[0].prompts)[:40]
+    with pytest.raises(ConfigError, match="0 of 40"):
+        scan(Subject("clip_l", perturbed(toy), toy), PromptSet(fit, "a file"), FAST, POLICY)
