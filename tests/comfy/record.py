@@ -23,6 +23,9 @@ def definitions(server: str) -> dict[str, Any]:
     with urlopen(f"{server}/object_info") as answer:
         every = json.load(answer)
     nodes = {name: {key: node[key] for key in KEPT} for name, node in every.items() if name.startswith("AMDET_")}
+    for node in nodes.values():  # what the host hands over by itself is no part of a workflow
+        node["input"].pop("hidden", None)
+        node["input_order"].pop("hidden", None)
     nodes["AMDET_LoadTextEncoder"]["input"]["required"]["file"][1]["options"] = []
     return nodes
 
