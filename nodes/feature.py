@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from . import bridge, comfy_clip, report
+from .scan import scanned
 
 if TYPE_CHECKING:
     from ..amdet_core.features import Feature
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 METHODS = {"contrast": "amdet-1", "amdet-code": "amdet-2025-code", "amdet-paper": "amdet-2025-paper"}
 """Search -> policy that it belongs to."""
 POSITIONS = ["as recovered", "end", "start"]
-PROMPT_LIMIT = 4000
 
 
 class AMDET_InvertFeature(io.ComfyNode):
@@ -70,9 +70,8 @@ class AMDET_InvertFeature(io.ComfyNode):
         from ..amdet_core import figures
         from ..amdet_core.config import ContrastConfig, ScanConfig
         from ..amdet_core.features import strongest
-        from ..amdet_core.jobs import scan_opened
         from ..amdet_core.prompts import builtin_prompts
-        from ..amdet_core.scan import plan, stages
+        from ..amdet_core.scan import plan
         from ..amdet_core.verdict import POLICIES
 
         policy = POLICIES[METHODS[method]]
@@ -82,20 +81,14 @@ class AMDET_InvertFeature(io.ComfyNode):
             config = ScanConfig(seed=seed, contrast=contrast, landscape=None)
         else:
             config = ScanConfig(seed=seed, amdet=published.model_copy(update={"vectors": vectors}))
-        labels = [bridge.described(cls.hidden.prompt, cls.hidden.unique_id, name) for name in ("clip", "anchor")]
-        bridge.make_room(comfy_clip.size(clip))
-        outcome = bridge.run(
-            lambda progress: scan_opened(
-                comfy_clip.read(clip, labels[0]),
-                bridge.anchors(comfy_clip.read(anchor, labels[1])),
-                config,
-                policy,
-                builtin_prompts(config.prompt_limit),
-                bridge.device(),
-                progress=progress,
-            ),
-            plan=stages(config, comfy_clip.count(clip)),
-            show=lambda done: figures.image(figures.loss_curves(done.report.candidates)),
+        outcome = scanned(
+            cls.hidden,
+            clip,
+            anchor,
+            config,
+            policy,
+            builtin_prompts(config.prompt_limit),
+            lambda done: figures.image(figures.loss_curves(done.report.candidates)),
         )
         gaps = [gap for one in outcome.features if (gap := one.candidate.indicators.get("gap")) is not None]
         picture = figures.image(figures.loss_curves(outcome.report.candidates))
@@ -168,7 +161,7 @@ class AMDET_LandscapeVerdict(io.ComfyNode):
             lambda progress: surround(
                 comfy_clip.subject(clip, anchor, one.candidate.encoder, bridge.device()),
                 one,
-                builtin_prompts(PROMPT_LIMIT),
+                builtin_prompts(config.prompt_limit),
                 config,
                 progress,
             ),

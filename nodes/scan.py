@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from ..amdet_core.records import Level, ScanReport
 from ..amdet_core.verdict import DEFAULT_POLICY, POLICIES
 from . import bridge, comfy_clip, report
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..amdet_core.config import ScanConfig
+    from ..amdet_core.jobs import Outcome
+    from ..amdet_core.prompts import PromptSet
+    from ..amdet_core.verdict import Policy
 
 STOP_AT = {
     "never": None,
@@ -17,6 +26,42 @@ STOP_AT = {
     "inconclusive": Level.INCONCLUSIVE,
 }
 PRESETS = ["quick", "standard", "thorough"]
+
+
+def scanned(
+    hidden: Any,
+    clip: Any,
+    anchor: Any,
+    config: ScanConfig,
+    policy: Policy,
+    prompts: PromptSet,
+    show: Callable[[Outcome], Image.Image],
+) -> Outcome:
+    """Scan a CLIP as the graph uses it, with progress and interrupt.
+
+    Args:
+        hidden: the node's hidden inputs, which tell where the CLIPs come from.
+        anchor: a CLIP, or None to look for trusted encoders.
+        show: makes the last live picture.
+    """
+    from ..amdet_core.jobs import scan_opened
+    from ..amdet_core.scan import stages
+
+    label, anchor_label = (bridge.described(hidden.prompt, hidden.unique_id, name) for name in ("clip", "anchor"))
+    bridge.make_room(comfy_clip.size(clip))
+    return bridge.run(
+        lambda progress: scan_opened(
+            comfy_clip.read(clip, label),
+            bridge.anchors(None if anchor is None else comfy_clip.read(anchor, anchor_label), progress),
+            config,
+            policy,
+            prompts,
+            bridge.device(),
+            progress=progress,
+        ),
+        plan=stages(config, comfy_clip.count(clip)),
+        show=show,
+    )
 
 
 class AMDET_BackdoorScan(io.ComfyNode):
@@ -108,27 +153,12 @@ class AMDET_BackdoorScan(io.ComfyNode):
     ) -> io.NodeOutput:
         """Scan, judge and hand on."""
         from ..amdet_core.features import strongest
-        from ..amdet_core.jobs import scan_opened
-        from ..amdet_core.scan import plan, stages
+        from ..amdet_core.scan import plan
 
         chosen = POLICIES[policy]
         config = plan(chosen, preset, seed)
         texts = bridge.prompts(prompts, config.prompt_limit)
-        label, anchor_label = (cls.described(name) for name in ("clip", "anchor"))
-        bridge.make_room(comfy_clip.size(clip))
-        outcome = bridge.run(
-            lambda progress: scan_opened(
-                comfy_clip.read(clip, label),
-                bridge.anchors(None if anchor is None else comfy_clip.read(anchor, anchor_label), progress),
-                config,
-                chosen,
-                texts,
-                bridge.device(),
-                progress=progress,
-            ),
-            plan=stages(config, comfy_clip.count(clip)),
-            show=lambda done: report.landscape(done.report),
-        )
+        outcome = scanned(cls.hidden, clip, anchor, config, chosen, texts, lambda done: report.landscape(done.report))
         found, text = outcome.report, report.summary(outcome.report)
         return io.NodeOutput(
             bridge.blocked(f"AMDET: {report.headline(found)}") if cls.stops(found, stop_at) else clip,
@@ -139,11 +169,6 @@ class AMDET_BackdoorScan(io.ComfyNode):
             strongest(outcome.features),
             ui=bridge.shown(text, {name: outcome.files[name] for name in ("landscape.png",) if name in outcome.files}),
         )
-
-    @classmethod
-    def described(cls, name: str) -> str:
-        """Where an input comes from, in words."""
-        return bridge.described(cls.hidden.prompt, cls.hidden.unique_id, name)
 
     @staticmethod
     def stops(found: ScanReport, stop_at: str) -> bool:
