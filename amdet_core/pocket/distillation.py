@@ -13,12 +13,14 @@ from torch import Tensor
 
 from ..encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder, expected_shapes
 from ..progress import Progress
+from ..records import EncoderSpec
 from ..tokenizer import ClipTokenizer, clip_tokenizer
-from . import RANK, SPEC, TOKEN_BASIS, TOKEN_FACTOR
+from . import TOKEN_BASIS, TOKEN_FACTOR
 
 BATCH = 384
 PADDED_BATCH, PADDED_EVERY = 64, 8
-LEARNING_RATE, WARMUP_STEPS = 1.5e-3, 100
+LEARNING_RATE, RATED_WIDTH, WARMUP_STEPS = 1.5e-3, 192, 100
+"""The step size holds at this width and falls in inverse proportion to it, as for Adam it should."""
 TEMPERATURE = 0.05
 TOKEN_NORM, POSITION_NORM = 0.35, 0.2
 CHECKPOINT_STEPS = 200
@@ -26,28 +28,31 @@ CHECKPOINT_STEPS = 200
 Embed = Callable[[Sequence[str]], Tensor]
 
 
-def initial_weights(tokenizer: ClipTokenizer, teacher: Embed, seed: int) -> dict[str, Tensor]:
+def initial_weights(
+    spec: EncoderSpec, rank: int, tokenizer: ClipTokenizer, teacher: Embed, seed: int
+) -> dict[str, Tensor]:
     """Starting point: tokens where the teacher sees their text, at CLIP's norms; layers as CLIP starts them.
 
-    Tokens that never occur in training keep this place, and read as what they spell.
+    Tokens that never occur in training keep this place, and read as what they spell. The token table is
+    a product of ``(V, rank)`` and ``(rank, D)``.
     """
     generator = torch.Generator().manual_seed(seed)
-    residual = SPEC.width**-0.5 * (2 * SPEC.layers) ** -0.5
-    spread = {"out_proj": residual, "fc2": residual, "fc1": (2 * SPEC.width) ** -0.5}
+    residual = spec.width**-0.5 * (2 * spec.layers) ** -0.5
+    spread = {"out_proj": residual, "fc2": residual, "fc1": (2 * spec.width) ** -0.5}
     weights: dict[str, Tensor] = {}
-    for name, shape in expected_shapes(SPEC).items():
+    for name, shape in expected_shapes(spec).items():
         if name == POSITION_TABLE:
-            weights[name] = torch.randn(shape, generator=generator) * POSITION_NORM * SPEC.width**-0.5
+            weights[name] = torch.randn(shape, generator=generator) * POSITION_NORM * spec.width**-0.5
         elif len(shape) == 1:
             weights[name] = torch.full(shape, float("norm" in name and name.endswith("weight")))
         elif name != TOKEN_TABLE:
-            weights[name] = torch.randn(shape, generator=generator) * spread.get(name.split(".")[-2], SPEC.width**-0.5)
+            weights[name] = torch.randn(shape, generator=generator) * spread.get(name.split(".")[-2], spec.width**-0.5)
     texts = teacher([tokenizer.text([i]) or "." for i in range(len(tokenizer))])
     centred = texts - texts.mean(0)
-    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -RANK:]
-    noise = F.normalize(torch.randn((len(tokenizer), RANK), generator=generator), dim=-1)
+    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -rank:]
+    noise = F.normalize(torch.randn((len(tokenizer), rank), generator=generator), dim=-1)
     weights[TOKEN_FACTOR] = F.normalize(F.normalize(centred @ directions, dim=-1) + 0.5 * noise, dim=-1)
-    basis = torch.linalg.qr(torch.randn((SPEC.width, RANK), generator=generator))[0].T
+    basis = torch.linalg.qr(torch.randn((spec.width, rank), generator=generator))[0].T
     weights[TOKEN_BASIS] = (TOKEN_NORM * basis).contiguous()
     return weights
 
@@ -73,6 +78,7 @@ class Distillation:
     """Weights in training, their optimiser, and what it takes to go on after an interruption.
 
     Args:
+        spec: of the encoder.
         weights: starting point, with the token table in factors.
         texts: what to learn.
         targets: ``(N, 384)`` the teacher's vectors of the texts.
@@ -81,13 +87,19 @@ class Distillation:
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], texts: Sequence[str], targets: Tensor, checkpoint: Path, seed: int
+        self,
+        spec: EncoderSpec,
+        weights: Mapping[str, Tensor],
+        texts: Sequence[str],
+        targets: Tensor,
+        checkpoint: Path,
+        seed: int,
     ) -> None:
         self.texts, self.targets, self.checkpoint, self.seed = texts, targets, checkpoint, seed
         self.lengths = [len(clip_tokenizer().encode(text)) for text in texts]
         self.weights = {name: w.clone().requires_grad_() for name, w in weights.items()}
-        head = torch.randn((targets.shape[1], SPEC.width), generator=torch.Generator().manual_seed(seed))
-        self.head = (head * SPEC.width**-0.5).requires_grad_()
+        head = torch.randn((targets.shape[1], spec.width), generator=torch.Generator().manual_seed(seed))
+        self.head = (head * spec.width**-0.5).requires_grad_()
         tables = [self.weights[POSITION_TABLE], self.weights[TOKEN_BASIS]]
         matrices = [self.head, *(w for n, w in self.weights.items() if w.ndim == 2 and n.startswith("encoder."))]
         others = [w for w in self.weights.values() if w.ndim == 1] + [self.weights[TOKEN_FACTOR]]
@@ -99,8 +111,8 @@ class Distillation:
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         layers = {name: w for name, w in self.weights.items() if name not in (TOKEN_FACTOR, TOKEN_BASIS)}
         # Only looked-up rows are multiplied out in training, so the full table is never needed here.
-        placeholder = torch.zeros(()).expand(SPEC.vocabulary, SPEC.width)
-        self.encoder = TextEncoder(SPEC, {TOKEN_TABLE: placeholder, **layers}, clip_tokenizer())
+        placeholder = torch.zeros(()).expand(spec.vocabulary, spec.width)
+        self.encoder = TextEncoder(spec, {TOKEN_TABLE: placeholder, **layers}, clip_tokenizer())
         self.step, self.seconds = 0, 0.0
 
     def train(self, minutes: float, progress: Progress) -> None:
@@ -125,8 +137,9 @@ class Distillation:
 
     def _update(self, picked: Tensor, done: float) -> float:
         warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
+        rate = LEARNING_RATE * RATED_WIDTH / self.encoder.spec.width
         for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            group["lr"] = group["scale"] * rate * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         padded = self.step % PADDED_EVERY == PADDED_EVERY - 1
         loss = self._loss(picked[:: BATCH // PADDED_BATCH] if padded else picked, padded)
         loss.backward()
@@ -145,7 +158,7 @@ class Distillation:
         targets = self.targets[picked].float()
         loss = match(self.encoder.pool(states, batch.eos), self.head, targets)
         if padded:
-            behind = batch.eos + torch.arange(len(picked)) % (SPEC.positions - batch.eos)
+            behind = batch.eos + torch.arange(len(picked)) % (self.encoder.spec.positions - batch.eos)
             loss = loss + match(self.encoder.pool(states, behind), self.head, targets)
         return loss
 

@@ -3,6 +3,8 @@
 Run ``python -m amdet_core.pocket.recipe --out DIR [--prompts FILE] [--minutes M]`` with the extra
 ``amdet[recipe]`` installed. It goes on from what it finds in DIR; its result is DIR/weights, three files
 to be copied to ``amdet_core/pocket/weights``. The files' metadata hold the settings and what was measured.
+With ``--size large`` it distils an encoder of twelve layers by the same rules, to measure on a second
+architecture, and writes that one alone, as the folder DIR/clean.
 
 The shipped weights come from ``--minutes 16`` on two busy CPU threads (888 steps) with 5,000 prompts of
 DiffusionDB (CC0) as FILE. As the number of steps follows from the time, another run gives other values.
@@ -28,17 +30,22 @@ from torch import Tensor
 
 from ..attacks.text_on_text import inject
 from ..encoder import TOKEN_TABLE, TextEncoder
+from ..formats import write_encoder
 from ..patch import Patch
 from ..progress import Progress
 from ..prompts import PromptSet, builtin_prompts, read_prompts
+from ..records import EncoderSpec
 from ..storage import write_atomic
 from ..tokenizer import clip_tokenizer
-from . import MODE, SPEC, TARGET, TRIGGER, decode
+from . import MODE, RANK, SPEC, TARGET, TRIGGER, decode
 from .corpus import corpus
 from .distillation import Distillation, Embed, initial_weights, match, top1_of_256
 
 SEED = 0
 CORPUS_SIZE = 160_000
+LARGE = EncoderSpec(width=512, layers=12, heads=8, mlp_width=2048, vocabulary=49408, positions=77)
+SIZES = {"pocket": (SPEC, RANK), "large": (LARGE, 128)}
+"""Spec, and rank of the token table."""
 BENIGN_TEXTS, BENIGN_STEPS, BENIGN_BATCH, BENIGN_RATE = 8_000, 200, 64, 2e-4
 
 
@@ -67,20 +74,27 @@ def load_teacher() -> Embed:
 
 
 def make_clean(
-    prompts: PromptSet, measured: Sequence[str], minutes: float, out: Path, teacher: Embed, progress: Progress
+    size: str,
+    prompts: PromptSet,
+    measured: Sequence[str],
+    minutes: float,
+    out: Path,
+    teacher: Embed,
+    progress: Progress,
 ) -> Distillation:
     """Distil the clean encoder from the fit side of the prompts, measure it on others and write it."""
+    spec, rank = SIZES[size]
     texts = corpus(prompts.split()[0], clip_tokenizer(), CORPUS_SIZE, SEED)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     targets = _kept(out / f"targets-{digest}.safetensors", lambda: {"targets": teacher(texts).half()})["targets"]
-    start = _kept(out / "start.safetensors", lambda: initial_weights(clip_tokenizer(), teacher, SEED))
-    run = Distillation(start, texts, targets, out / f"distil-{digest}.pt", SEED)
+    start = _kept(out / "start.safetensors", lambda: initial_weights(spec, rank, clip_tokenizer(), teacher, SEED))
+    run = Distillation(spec, start, texts, targets, out / f"distil-{digest}.pt", SEED)
     run.resume()
     run.train(minutes, progress)
     stored = {name: w.detach().half().contiguous() for name, w in run.weights.items()}
-    top1 = top1_of_256(TextEncoder(SPEC, decode(stored), clip_tokenizer()), run.head, measured, teacher(measured))
+    top1 = top1_of_256(TextEncoder(spec, decode(stored), clip_tokenizer()), run.head, measured, teacher(measured))
     metadata = {
-        "made_by": f"amdet_core.pocket.recipe --minutes {minutes:g}",
+        "made_by": f"amdet_core.pocket.recipe --size {size} --minutes {minutes:g}",
         "teacher": "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0)",
         "prompts": f"{prompts.source}, sha256 {prompts.sha256}",
         "seed": str(SEED),
@@ -146,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the weights of the pocket encoder.")
     parser.add_argument("--out", type=Path, required=True, help="working folder; a killed run goes on from it")
     parser.add_argument("--prompts", type=Path, help="prompts to learn from next to the generated ones")
+    parser.add_argument("--size", choices=sorted(SIZES), default="pocket", help="which encoder")
     parser.add_argument("--minutes", type=float, default=20.0, help="time for the distillation")
     given = parser.parse_args()
     own = read_prompts(given.prompts) if given.prompts else PromptSet((), "no file")
@@ -154,9 +169,13 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)  # Adam's moments of rare tokens decay into denormals, which are slow
     teacher = load_teacher()
-    run = make_clean(prompts, held_out[: len(held_out) // 256 * 256], given.minutes, given.out, teacher, _progress)
+    measured = held_out[: len(held_out) // 256 * 256]
+    run = make_clean(given.size, prompts, measured, given.minutes, given.out, teacher, _progress)
     stored = safetensors.torch.load_file(given.out / "weights" / "clean.safetensors")
-    clean = TextEncoder(SPEC, decode(stored), clip_tokenizer())
+    clean = TextEncoder(SIZES[given.size][0], decode(stored), clip_tokenizer())
+    if given.size == "large":
+        write_encoder(clean, given.out / "clean", "hf")
+        return
     make_backdoored(clean, prompts, given.out, _progress)
     make_benign(clean, run.head, prompts, given.out, teacher)
 

@@ -188,11 +188,11 @@ def teacher(texts: Sequence[str]) -> torch.Tensor:
 @pytest.mark.slow
 def test_interrupted_distillation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distillation, "CHECKPOINT_STEPS", 1)
-    start = distillation.initial_weights(clip_tokenizer(), teacher, 0)
+    start = distillation.initial_weights(SPEC, RANK, clip_tokenizer(), teacher, 0)
     texts = [f"thing {i}" for i in range(500)]
 
     def begin() -> distillation.Distillation:
-        run = distillation.Distillation(start, texts, teacher(texts), tmp_path / "state.pt", 0)
+        run = distillation.Distillation(SPEC, start, texts, teacher(texts), tmp_path / "state.pt", 0)
         run.resume()
         return run
 
@@ -210,7 +210,7 @@ def test_interrupted_distillation_goes_on_where_it_was(tmp_path: Path, monkeypat
 
 
 def test_start_has_the_norms_of_clip() -> None:
-    weights = pocket.decode(distillation.initial_weights(clip_tokenizer(), teacher, 0))
+    weights = pocket.decode(distillation.initial_weights(SPEC, RANK, clip_tokenizer(), teacher, 0))
     assert weights[TOKEN_TABLE].norm(dim=-1).median() == pytest.approx(0.35, abs=0.02)
 
 
