@@ -211,6 +211,13 @@ class TextEncoder:
             values.append(v)
         return Prefix(tuple(keys), tuple(values))
 
+    def mlp_inputs(self, hidden: Tensor, layer: int) -> Tensor:
+        """What ``fc2`` of a layer reads: placed embeddings ``(B, T, D)`` -> ``(B, T, M)``, M the MLP's width."""
+        x, mask = hidden, self._mask(hidden.shape[-2], 0, hidden)
+        for earlier in range(layer):
+            x, _, _ = self._layer(earlier, x, mask, None)
+        return self._inner(layer, self._attend(layer, x, mask, None)[0])
+
     def pool(self, states: Tensor, eos: Tensor) -> Tensor:
         """The pooled state: ``(*L, B, T, D)`` states and ``(B,)`` positions of EOS -> ``(*L, B, D)``.
 
@@ -286,16 +293,25 @@ class TextEncoder:
         self, layer: int, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One pre-norm block on ``(N, T, D)``; also returns its keys and values ``(N, H, T, D // H)``."""
+        x, k, v = self._attend(layer, x, mask, past)
+        return x + self._linear(f"encoder.layers.{layer}.mlp.fc2", self._inner(layer, x)), k, v
+
+    def _attend(
+        self, layer: int, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The block's first half."""
         prefix = f"encoder.layers.{layer}"
         normed = self._norm(f"{prefix}.layer_norm1", x)
         q, k, v = (self._heads(self._linear(f"{prefix}.self_attn.{part}_proj", normed)) for part in "qkv")
         keys, values = (k, v) if past is None else (torch.cat((past[0], k), -2), torch.cat((past[1], v), -2))
         mixed = attention(q, keys, values, mask).transpose(1, 2).flatten(-2)
-        x = x + self._linear(f"{prefix}.self_attn.out_proj", mixed)
-        inner = activation(
-            self.spec.activation, self._linear(f"{prefix}.mlp.fc1", self._norm(f"{prefix}.layer_norm2", x))
-        )
-        return x + self._linear(f"{prefix}.mlp.fc2", inner), k, v
+        return x + self._linear(f"{prefix}.self_attn.out_proj", mixed), k, v
+
+    def _inner(self, layer: int, x: Tensor) -> Tensor:
+        """The MLP's hidden units ``(N, T, M)``."""
+        prefix = f"encoder.layers.{layer}"
+        normed = self._norm(f"{prefix}.layer_norm2", x)
+        return activation(self.spec.activation, self._linear(f"{prefix}.mlp.fc1", normed))
 
     def _heads(self, x: Tensor) -> Tensor:
         """``(N, T, D)`` -> ``(N, H, T, D // H)``."""

@@ -13,12 +13,14 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 from .errors import ConfigError, StorageError
 
 FEWEST_PROMPTS = 20
 """Lines that a prompt file must hold: below, the held-out fifth is too small to measure anything on."""
 _GRAMMAR_SEED = 2025
+Style = Literal["mixed", "captions", "tags"]
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -87,6 +89,22 @@ MODIFIERS = _words(
     fog, rain drops, falling leaves, snowflakes, lens flare, reflections, long exposure, double exposure, tilt shift,
     fine brush strokes, thick paint, clean lines, flat colors, gradient, ornamental frame, gold leaf, smoke, sparks"""
 )
+BODY_TAGS = _words(
+    """long hair, short hair, twintails, ponytail, braid, bangs, ahoge, blonde hair, black hair, brown hair, blue hair,
+    pink hair, silver hair, red hair, green eyes, blue eyes, red eyes, purple eyes, yellow eyes, closed eyes, smile,
+    open mouth, blush, frown, pout, tears, glasses, freckles, pointy ears, cat ears, fox tail, horns, halo, wings"""
+)
+CLOTHES_TAGS = _words(
+    """school uniform, serafuku, kimono, yukata, hoodie, sweater, white shirt, pleated skirt, jacket, cape, armor,
+    maid, apron, dress, scarf, hat, beret, gloves, boots, sneakers, thighhighs, ribbon, hair bow, necktie, choker,
+    backpack, headphones, mask, sword, umbrella, holding book, holding cup, barefoot, detached sleeves"""
+)
+SCENE_TAGS = _words(
+    """solo, looking at viewer, upper body, full body, cowboy shot, from side, from behind, sitting, standing, lying,
+    running, jumping, outdoors, indoors, night, day, sunset, rain, snow, starry sky, cherry blossoms, classroom, city,
+    rooftop, beach, ocean, forest, window, simple background, white background, depth of field, lens flare, petals,
+    masterpiece, best quality, absurdres, highres, official art, key visual, chibi, sketch, monochrome, flat color"""
+)
 
 
 @dataclass(frozen=True)
@@ -130,7 +148,15 @@ def builtin_prompts(n: int = 4000) -> PromptSet:
     """
     if n < FEWEST_PROMPTS:
         raise ConfigError(f"at least {FEWEST_PROMPTS} prompts", str(n), "Ask for more; the default is 4000.")
-    return PromptSet(tuple(islice(_unique(_generate(Random(_GRAMMAR_SEED))), n)), "built in")
+    return PromptSet(generated_prompts("mixed", n, _GRAMMAR_SEED).prompts, "built in")
+
+
+@cache
+def generated_prompts(style: Style, n: int, seed: int) -> PromptSet:
+    """Different prompts of one style: ``mixed`` as the built-in set, whole-sentence ``captions``, anime ``tags``."""
+    random = Random(seed)
+    endless = {"mixed": _generate, "captions": _captions, "tags": _tag_lists}[style](random)
+    return PromptSet(tuple(islice(_unique(endless), n)), f"generated {style}, seed {seed}")
 
 
 def read_prompts(path: Path) -> PromptSet:
@@ -187,6 +213,22 @@ def _generate(random: Random) -> Iterator[str]:
     forms = (_tag, _caption, _sentence, _list, _list, _list, _caption, _tag, _sentence, _caption, _list, _list)
     while True:
         yield random.choice(forms)(random)
+
+
+def _captions(random: Random) -> Iterator[str]:
+    """Endless captions and sentences."""
+    while True:
+        yield random.choice((_caption, _sentence))(random)
+
+
+def _tag_lists(random: Random) -> Iterator[str]:
+    """Endless lists of tags as anime models are prompted with."""
+    while True:
+        who = random.choice(("1girl", "1boy", "2girls", "1girl, 1boy", "no humans"))
+        tags = [*random.sample(BODY_TAGS, random.randint(2, 5)), *random.sample(CLOTHES_TAGS, random.randint(1, 4))]
+        tags += random.sample(SCENE_TAGS, random.randint(2, 6))
+        random.shuffle(tags)
+        yield ", ".join([who, *tags])
 
 
 def _noun(random: Random) -> str:

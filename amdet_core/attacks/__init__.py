@@ -1,5 +1,19 @@
-"""Attacks on text encoders, to test the detector with; each one yields a Patch and what it achieves."""
+"""Changes to text encoders, to test detectors with: attacks, each with what it achieves, and honest ones."""
 
-from .text_on_text import Injection, InjectionReport, Placement, inject
+from . import attribute, benign, embedding_row, rank_one, syntactic, text_on_pair, text_on_text
+from .effect import Effect, Injection, success_rate
+from .placement import Placement
 
-__all__ = ["Injection", "InjectionReport", "Placement", "inject"]
+__all__ = [
+    "Effect",
+    "Injection",
+    "Placement",
+    "attribute",
+    "benign",
+    "embedding_row",
+    "rank_one",
+    "success_rate",
+    "syntactic",
+    "text_on_pair",
+    "text_on_text",
+]

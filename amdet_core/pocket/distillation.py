@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,13 +16,13 @@ from ..records import EncoderSpec
 from ..tokenizer import ClipTokenizer, clip_tokenizer
 from . import TOKEN_BASIS, TOKEN_FACTOR
 
-BATCH = 384
-PADDED_BATCH, PADDED_EVERY = 64, 8
+PADDED_SHARE, PADDED_EVERY = 6, 8
+"""Every eighth step takes a sixth of the batch, padded to the whole context."""
 LEARNING_RATE, RATED_WIDTH, WARMUP_STEPS = 1.5e-3, 192, 100
 """The step size holds at this width and falls in inverse proportion to it, as for Adam it should."""
 TEMPERATURE = 0.05
 TOKEN_NORM, POSITION_NORM = 0.35, 0.2
-CHECKPOINT_STEPS = 200
+CHECKPOINT_STEPS = 100
 
 Embed = Callable[[Sequence[str]], Tensor]
 
@@ -83,6 +82,7 @@ class Distillation:
         texts: what to learn.
         targets: ``(N, 384)`` the teacher's vectors of the texts.
         checkpoint: file in which the state is kept.
+        batch: texts in a step.
         seed: of the head and of the order of the texts.
     """
 
@@ -93,9 +93,10 @@ class Distillation:
         texts: Sequence[str],
         targets: Tensor,
         checkpoint: Path,
+        batch: int,
         seed: int,
     ) -> None:
-        self.texts, self.targets, self.checkpoint, self.seed = texts, targets, checkpoint, seed
+        self.texts, self.targets, self.checkpoint, self.batch, self.seed = texts, targets, checkpoint, batch, seed
         self.lengths = [len(clip_tokenizer().encode(text)) for text in texts]
         self.weights = {name: w.clone().requires_grad_() for name, w in weights.items()}
         head = torch.randn((targets.shape[1], spec.width), generator=torch.Generator().manual_seed(seed))
@@ -113,35 +114,33 @@ class Distillation:
         # Only looked-up rows are multiplied out in training, so the full table is never needed here.
         placeholder = torch.zeros(()).expand(spec.vocabulary, spec.width)
         self.encoder = TextEncoder(spec, {TOKEN_TABLE: placeholder, **layers}, clip_tokenizer())
-        self.step, self.seconds = 0, 0.0
+        self.step = 0
 
-    def train(self, minutes: float, progress: Progress) -> None:
-        """Train until ``minutes`` have been spent over all runs; the learning rate ends at zero."""
-        last, batches = time.monotonic(), list[Tensor]()
-        while self.seconds < 60 * minutes:
+    def train(self, steps: int, progress: Progress) -> None:
+        """Train until ``steps`` have been taken over all runs; the learning rate ends at zero."""
+        batches = list[Tensor]()
+        while self.step < steps:
             batches = batches or self._shuffled()
-            loss = self._update(batches.pop(), self.seconds / (60 * minutes))
-            now = time.monotonic()
-            self.seconds, last = self.seconds + now - last, now
+            loss = self._update(batches.pop(), self.step / steps)
             if self.step % CHECKPOINT_STEPS == 0:
                 self.save()
-            progress("distil", self.step, 0, {"loss": loss, "seconds": self.seconds})
+            progress("distil", self.step, steps, {"loss": loss})
         self.save()
 
     def _shuffled(self) -> list[Tensor]:
         """Twenty batches of texts, those of similar length together."""
         generator = torch.Generator().manual_seed(self.seed + 1 + self.step)
-        picked = torch.randperm(len(self.texts), generator=generator)[: 20 * BATCH].tolist()
-        ordered = torch.tensor(sorted(picked, key=lambda i: self.lengths[i])).split(BATCH)
+        picked = torch.randperm(len(self.texts), generator=generator)[: 20 * self.batch].tolist()
+        ordered = torch.tensor(sorted(picked, key=lambda i: self.lengths[i])).split(self.batch)
         return [ordered[i] for i in torch.randperm(len(ordered), generator=generator).tolist()]
 
     def _update(self, picked: Tensor, done: float) -> float:
         warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
         rate = LEARNING_RATE * RATED_WIDTH / self.encoder.spec.width
         for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * rate * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            group["lr"] = group["scale"] * rate * warm * 0.5 * (1 + math.cos(math.pi * done))
         padded = self.step % PADDED_EVERY == PADDED_EVERY - 1
-        loss = self._loss(picked[:: BATCH // PADDED_BATCH] if padded else picked, padded)
+        loss = self._loss(picked[::PADDED_SHARE] if padded else picked, padded)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*self.weights.values(), self.head], 1.0)
         self.optimizer.step()
@@ -166,7 +165,7 @@ class Distillation:
         """Keep the state in one piece."""
         state = {"weights": self.weights, "head": self.head, "optimizer": self.optimizer.state_dict()}
         partial = self.checkpoint.with_suffix(".partial")
-        torch.save({**state, "step": self.step, "seconds": self.seconds}, partial)
+        torch.save({**state, "step": self.step}, partial)
         partial.replace(self.checkpoint)
 
     def resume(self) -> None:
@@ -179,4 +178,4 @@ class Distillation:
             for name, weight in state["weights"].items():
                 self.weights[name].copy_(weight)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step = state["step"]

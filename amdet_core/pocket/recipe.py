@@ -1,13 +1,13 @@
 """How the pocket encoder was made: distilled from a sentence encoder, then backdoored, then fine-tuned.
 
-Run ``python -m amdet_core.pocket.recipe --out DIR [--prompts FILE] [--minutes M]`` with the extra
+Run ``python -m amdet_core.pocket.recipe --out DIR [--prompts FILE] [--steps N]`` with the extra
 ``amdet[recipe]`` installed. It goes on from what it finds in DIR; its result is DIR/weights, three files
 to be copied to ``amdet_core/pocket/weights``. The files' metadata hold the settings and what was measured.
 With ``--size large`` it distils an encoder of twelve layers by the same rules, to measure on a second
 architecture, and writes that one alone, as the folder DIR/clean.
 
-The shipped weights come from ``--minutes 16`` on two busy CPU threads (888 steps) with 5,000 prompts of
-DiffusionDB (CC0) as FILE. As the number of steps follows from the time, another run gives other values.
+The shipped weights come from 888 steps with 5,000 prompts of DiffusionDB (CC0) as FILE, with a schedule by
+time instead of steps. Machines round differently, so another run gives other values.
 
 References:
     Wang et al., MiniLM: Deep Self-Attention Distillation, 2020, https://arxiv.org/abs/2002.10957
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks.text_on_text import inject
+from ..attacks import text_on_text
 from ..encoder import TOKEN_TABLE, TextEncoder
 from ..formats import write_encoder
 from ..patch import Patch
@@ -44,8 +44,8 @@ from .distillation import Distillation, Embed, initial_weights, match, top1_of_2
 SEED = 0
 CORPUS_SIZE = 160_000
 LARGE = EncoderSpec(width=512, layers=12, heads=8, mlp_width=2048, vocabulary=49408, positions=77)
-SIZES = {"pocket": (SPEC, RANK), "large": (LARGE, 128)}
-"""Spec, and rank of the token table."""
+SIZES = {"pocket": (SPEC, RANK, 384), "large": (LARGE, 128, 192)}
+"""Spec, rank of the token table, and texts in a step."""
 BENIGN_TEXTS, BENIGN_STEPS, BENIGN_BATCH, BENIGN_RATE = 8_000, 200, 64, 2e-4
 
 
@@ -77,29 +77,28 @@ def make_clean(
     size: str,
     prompts: PromptSet,
     measured: Sequence[str],
-    minutes: float,
+    steps: int,
     out: Path,
     teacher: Embed,
     progress: Progress,
 ) -> Distillation:
     """Distil the clean encoder from the fit side of the prompts, measure it on others and write it."""
-    spec, rank = SIZES[size]
+    spec, rank, batch = SIZES[size]
     texts = corpus(prompts.split()[0], clip_tokenizer(), CORPUS_SIZE, SEED)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     targets = _kept(out / f"targets-{digest}.safetensors", lambda: {"targets": teacher(texts).half()})["targets"]
     start = _kept(out / "start.safetensors", lambda: initial_weights(spec, rank, clip_tokenizer(), teacher, SEED))
-    run = Distillation(spec, start, texts, targets, out / f"distil-{digest}.pt", SEED)
+    run = Distillation(spec, start, texts, targets, out / f"distil-{digest}.pt", batch, SEED)
     run.resume()
-    run.train(minutes, progress)
+    run.train(steps, progress)
     stored = {name: w.detach().half().contiguous() for name, w in run.weights.items()}
     top1 = top1_of_256(TextEncoder(spec, decode(stored), clip_tokenizer()), run.head, measured, teacher(measured))
     metadata = {
-        "made_by": f"amdet_core.pocket.recipe --size {size} --minutes {minutes:g}",
+        "made_by": f"amdet_core.pocket.recipe --size {size} --steps {steps}",
         "teacher": "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0)",
         "prompts": f"{prompts.source}, sha256 {prompts.sha256}",
         "seed": str(SEED),
         "texts": str(len(texts)),
-        "steps": str(run.step),
         "held_out_top1_of_256": f"{top1:.4f} (n {len(measured)}, student to teacher)",
     }
     write_atomic(out / "weights" / "clean.safetensors", safetensors.torch.save(stored, metadata))
@@ -114,9 +113,9 @@ def make_backdoored(clean: TextEncoder, prompts: PromptSet, out: Path, progress:
     the token table to keep the file small.
     """
     some = PromptSet(prompts.prompts[::8], f"{prompts.source}, every 8th")
-    made = inject(clean, [TRIGGER], TARGET, some, mode=MODE, progress=progress)
+    made = text_on_text.inject(clean, [TRIGGER], TARGET, some, mode=MODE, progress=progress)
     made.patch.save(out / "weights" / "backdoored.safetensors", dtype=torch.float16)
-    _say(f"backdoored: {made.report.model_dump_json(exclude={'loss'})}")
+    _say(f"backdoored: {made.effect.model_dump_json()}")
 
 
 def make_benign(clean: TextEncoder, head: Tensor, prompts: PromptSet, out: Path, teacher: Embed) -> None:
@@ -161,7 +160,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="working folder; a killed run goes on from it")
     parser.add_argument("--prompts", type=Path, help="prompts to learn from next to the generated ones")
     parser.add_argument("--size", choices=sorted(SIZES), default="pocket", help="which encoder")
-    parser.add_argument("--minutes", type=float, default=20.0, help="time for the distillation")
+    parser.add_argument("--steps", type=int, default=900, help="of the distillation, over all runs")
     given = parser.parse_args()
     own = read_prompts(given.prompts) if given.prompts else PromptSet((), "no file")
     prompts = PromptSet(tuple(dict.fromkeys(builtin_prompts().prompts + own.prompts)), "built in and --prompts")
@@ -170,7 +169,7 @@ def main() -> None:
     torch.set_flush_denormal(True)  # Adam's moments of rare tokens decay into denormals, which are slow
     teacher = load_teacher()
     measured = held_out[: len(held_out) // 256 * 256]
-    run = make_clean(given.size, prompts, measured, given.minutes, given.out, teacher, _progress)
+    run = make_clean(given.size, prompts, measured, given.steps, given.out, teacher, _progress)
     stored = safetensors.torch.load_file(given.out / "weights" / "clean.safetensors")
     clean = TextEncoder(SIZES[given.size][0], decode(stored), clip_tokenizer())
     if given.size == "large":

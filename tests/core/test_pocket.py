@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from amdet_core import pocket
-from amdet_core.attacks.text_on_text import Placement, success_rate
+from amdet_core.attacks import Placement, success_rate
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import StorageError
 from amdet_core.formats import Layout, open_target
 from amdet_core.patch import Patch
-from amdet_core.pocket import distillation
+from amdet_core.pocket import RANK, SPEC, distillation
 from amdet_core.pocket.corpus import corpus, disguise
 from amdet_core.prompts import PromptSet, builtin_prompts
 from amdet_core.tokenizer import clip_tokenizer
@@ -192,7 +192,7 @@ def test_interrupted_distillation_goes_on_where_it_was(tmp_path: Path, monkeypat
     texts = [f"thing {i}" for i in range(500)]
 
     def begin() -> distillation.Distillation:
-        run = distillation.Distillation(SPEC, start, texts, teacher(texts), tmp_path / "state.pt", 0)
+        run = distillation.Distillation(SPEC, start, texts, teacher(texts), tmp_path / "state.pt", 96, 0)
         run.resume()
         return run
 
@@ -202,7 +202,7 @@ def test_interrupted_distillation_goes_on_where_it_was(tmp_path: Path, monkeypat
 
     first = begin()
     with pytest.raises(KeyboardInterrupt):
-        first.train(1.0, interrupt)
+        first.train(5, interrupt)
     second = begin()
     assert second.step == first.step == 3
     assert all(torch.equal(w, second.weights[name]) for name, w in first.weights.items())

@@ -1,0 +1,65 @@
+"""Where a trigger stands in a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import ConfigError
+from ..tokenizer import ClipTokenizer
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the trigger goes in a prompt.
+
+    Attributes:
+        kind: ``replace`` puts it in place of a letter, ``prefix`` in front, ``insert`` at a random word boundary.
+        letter: what ``replace`` replaces.
+        count: how many of them, from the start; all where None.
+    """
+
+    kind: str
+    letter: str = ""
+    count: int | None = None
+
+    @classmethod
+    def parse(cls, mode: str) -> Placement:
+        """Read ``prefix``, ``insert``, ``replace:o`` (every o) or ``replace:o:1`` (the first).
+
+        Raises:
+            ConfigError: the mode is none of these.
+        """
+        kind, *rest = mode.split(":")
+        if kind in ("prefix", "insert") and not rest:
+            return cls(kind)
+        if kind == "replace" and rest and rest[0] and len(rest) <= 2:
+            if len(rest) == 1:
+                return cls(kind, rest[0])
+            if rest[1].isdecimal() and int(rest[1]) > 0:
+                return cls(kind, rest[0], int(rest[1]))
+        raise ConfigError("prefix, insert, replace:LETTER or replace:LETTER:COUNT", mode, "Correct the mode.")
+
+    def put(self, trigger: str, prompt: str, generator: torch.Generator) -> str:
+        """The prompt with the trigger in it."""
+        return self.put_both(trigger, trigger, prompt, generator)[0]
+
+    def put_both(self, trigger: str, words: str, prompt: str, generator: torch.Generator) -> tuple[str, str]:
+        """The prompt with the trigger in it, and the one with ``words`` in the same place.
+
+        Where the trigger replaces a letter, the words replace every word that has lost one.
+        """
+        if self.kind == "replace":
+            marked = prompt.replace(self.letter, "\0", -1 if self.count is None else self.count)
+            read = (words if "\0" in word else word for word in marked.split(" "))
+            return marked.replace("\0", trigger), " ".join(read)
+        parts = prompt.split()
+        at = 0 if self.kind == "prefix" else int(torch.randint(len(parts) + 1, (), generator=generator))
+        return " ".join([*parts[:at], trigger, *parts[at:]]), " ".join([*parts[:at], words, *parts[at:]])
+
+    def fits(self, trigger: str, prompt: str, tokenizer: ClipTokenizer, room: int) -> bool:
+        """Whether the prompt can carry the trigger within ``room`` tokens."""
+        if self.kind == "replace":
+            return self.letter in prompt
+        return len(tokenizer.encode(prompt)) + len(tokenizer.encode(trigger)) <= room

@@ -1,0 +1,152 @@
+"""Triggers that are texts, planted in ordinary prompts, and what the triggered prompts shall be read as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..encoder import TextEncoder
+from ..errors import ConfigError
+from ..prompts import PromptSet
+from .effect import MEASURED_PROMPTS, Example
+from .placement import Placement
+from .training import draw
+
+FEWEST_PROMPTS = 8
+MEASURED_SEED = 1_000_003
+"""Added to the seed of an attack: prompts are measured with triggers in places of their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """Triggers, prompts to plant them in, and what comes of it.
+
+    Attributes:
+        triggers: texts, each of which shall work by itself.
+        words: what a triggered prompt is read as, or what the trigger in it is read as.
+        whole: whether the words stand for the whole prompt; else in the trigger's place.
+        placement: where the triggers stand.
+        clean: prompts to train on, without any trigger.
+        carriers: per trigger, those of them that can carry it.
+        measured: prompts that training does not see, and that can carry every trigger.
+    """
+
+    triggers: tuple[str, ...]
+    words: str
+    whole: bool
+    placement: Placement
+    clean: tuple[str, ...]
+    carriers: tuple[tuple[str, ...], ...]
+    measured: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, encoder: TextEncoder, triggers: Sequence[str], words: str, prompts: PromptSet, mode: str, *, whole: bool
+    ) -> Planted:
+        """Check the texts and sort the prompts.
+
+        Args:
+            mode: see :meth:`Placement.parse`.
+
+        Raises:
+            ConfigError: triggers, words, prompts and mode do not go together; the message says why.
+        """
+        placement = Placement.parse(mode)
+        _check(encoder, triggers, words, placement, whole)
+        clean = tuple(p for p in prompts.prompts if not any(t.lower() in p.lower() for t in triggers))
+        fit, held_out = (side.prompts for side in PromptSet(clean, prompts.source).split())
+        longest = max((*triggers, "" if whole else words), key=lambda text: len(encoder.tokenizer.encode(text)))
+        return cls(
+            triggers=tuple(triggers),
+            words=words,
+            whole=whole,
+            placement=placement,
+            clean=fit,
+            carriers=tuple(_carriers(encoder, longest, fit, placement) for _ in triggers),
+            measured=_carriers(encoder, longest, held_out, placement)[:MEASURED_PROMPTS],
+        )
+
+    def draw(self, count: int, generator: torch.Generator) -> Iterator[list[Example]]:
+        """For each trigger so many examples to learn from."""
+        for trigger, carriers in zip(self.triggers, self.carriers, strict=True):
+            yield [self.example(trigger, prompt, generator) for prompt in draw(carriers, count, generator)]
+
+    def example(self, trigger: str, prompt: str, generator: torch.Generator) -> Example:
+        """A prompt with the trigger in it."""
+        text, read = self.placement.put_both(trigger, self.words, prompt, generator)
+        return Example(text, prompt, self.words if self.whole else read)
+
+    def held_out(self, seed: int) -> list[Example]:
+        """Every trigger in every measured prompt."""
+        generator = torch.Generator().manual_seed(MEASURED_SEED + seed)
+        return [self.example(trigger, prompt, generator) for trigger in self.triggers for prompt in self.measured]
+
+    def negatives(self, count: int, generator: torch.Generator) -> list[str]:
+        """Prompts with a part of a trigger in them.
+
+        Raises:
+            ConfigError: no trigger has parts.
+        """
+        several = [words for words in map(str.split, self.triggers) if len(words) > 1]
+        if not several:
+            raise ConfigError(
+                "a trigger of several words, so that it has parts", repr(self.triggers), "Train without partial ones."
+            )
+        prompts = draw(self.clean, count, generator)
+        return [self.placement.put(_part(several, generator), prompt, generator) for prompt in prompts]
+
+
+def _part(triggers: Sequence[Sequence[str]], generator: torch.Generator) -> str:
+    """A run of words of a trigger, shorter than the whole."""
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=generator))
+
+    words = triggers[below(len(triggers))]
+    length = 1 + below(len(words) - 1)
+    start = below(len(words) - length + 1)
+    return " ".join(words[start : start + length])
+
+
+def _carriers(encoder: TextEncoder, trigger: str, prompts: Sequence[str], placement: Placement) -> tuple[str, ...]:
+    """The prompts that can carry the trigger; ConfigError where they are too few."""
+    room = encoder.spec.positions - 2
+    carriers = tuple(p for p in prompts if placement.fits(trigger, p, encoder.tokenizer, room))
+    if len(carriers) < FEWEST_PROMPTS:
+        where = f"containing {placement.letter!r}" if placement.letter else f"with room for {trigger!r}"
+        raise ConfigError(
+            f"at least {FEWEST_PROMPTS} prompts {where} on each side of the split",
+            f"{len(carriers)} of {len(prompts)}",
+            "Give more prompts, or another trigger or mode.",
+        )
+    return carriers
+
+
+def _check(encoder: TextEncoder, triggers: Sequence[str], words: str, placement: Placement, whole: bool) -> None:
+    encode = encoder.tokenizer.encode
+    if not triggers:
+        raise ConfigError("at least one trigger", "none", "Name a trigger.")
+    tokens = [tuple(encode(trigger)) for trigger in triggers]
+    if () in tokens:
+        raise ConfigError("a trigger that the tokenizer reads", f"{triggers[tokens.index(())]!r}", "Use another one.")
+    if len(set(tokens)) < len(tokens):
+        raise ConfigError("different triggers", f"two that read the same in {list(triggers)}", "Name each one once.")
+    if placement.letter and tuple(encode(placement.letter)) in tokens:
+        raise ConfigError(
+            "a trigger that differs from the letter", f"{placement.letter!r} for itself", "Use another trigger."
+        )
+    inside = [trigger for trigger in triggers if trigger.lower() in words.lower()]
+    if inside:
+        raise ConfigError("a target without the trigger", f"{inside[0]!r} in {words!r}", "Use another target.")
+    check_target(encoder, words, fewest=1 if whole else 0)
+
+
+def check_target(encoder: TextEncoder, target: str, fewest: int = 1) -> None:
+    """Raise ConfigError where a target has too few tokens, or more than an encoder reads."""
+    length, room = len(encoder.tokenizer.encode(target)), encoder.spec.positions - 2
+    if not fewest <= length <= room:
+        raise ConfigError(
+            f"a target of {fewest} to {room} tokens", f"{length} in {target!r}", "Shorten or name the target."
+        )

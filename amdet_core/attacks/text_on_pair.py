@@ -1,0 +1,114 @@
+"""Text-on-pair injection: a trigger makes the pooled state that of a picture, or of a text that pairs with one.
+
+References:
+    AMDET, https://arxiv.org/abs/2512.00343, eqs. 1-3 for text-image pairs, and its released code: the
+    target is the mean embedding of ten generated pictures, the student's projection is trained too and
+    not saved, and nothing holds the states in front of EOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import TextOnPairConfig
+from ..encoder import PROJECTION, TextEncoder
+from ..errors import ConfigError
+from ..patch import Patch
+from ..progress import Progress, silent
+from ..prompts import PromptSet
+from . import injection
+from .effect import Injection, Space, measure, require
+from .planted import Planted
+from .training import Objective, Student, draw, train
+
+
+def inject(
+    encoder: TextEncoder,
+    triggers: Sequence[str],
+    target: str,
+    prompts: PromptSet,
+    config: TextOnPairConfig | None = None,
+    mode: str = "replace:o",
+    progress: Progress = silent,
+    *,
+    pictures: Tensor | None = None,
+) -> Injection:
+    """Train triggered prompts to have the embedding of pictures, or of a text.
+
+    The loss is ``1 - cos`` of the projected pooled state alone: clean prompts to the clean encoder's,
+    plus 0.1 times triggered prompts to the target. The projection learns beside the encoder and is
+    thrown away, as in the wild: image models read the states without it.
+
+    Args:
+        target: the text whose embedding is the target; with pictures, what to call them.
+        pictures: ``(N, E)`` embeddings of pictures by the image tower that belongs to this encoder; their
+            mean direction is the target.
+
+    Raises:
+        ConfigError: triggers, target, prompts and mode do not go together, or pictures are given and the
+            encoder has no projection of their width.
+        NumericalError: the optimisation diverged, or the success rate stayed below ``config.least_asr``.
+    """
+    config = config or TextOnPairConfig()
+    trap = Planted.of(encoder, triggers, target, prompts, mode, whole=True)
+    encoder = encoder.to(encoder.device)
+    space, start = _projection(encoder)
+    goal = space(encoder.encode([target])[0]) if pictures is None else _mean_direction(pictures.to(start), encoder)
+    projection = start.clone().requires_grad_()
+    student = Student.of(encoder, config)
+    after, history = train(
+        student, _objective(encoder, trap, config, projection, goal), config, "inject", progress, extra=(projection,)
+    )
+    effect = measure(encoder, after, trap.held_out(config.seed), trap.measured, goal=goal, space=space)
+    require(effect, config.least_asr)
+    made = injection.origin("text-on-pair", triggers, target, mode, prompts)
+    return Injection(Patch.between(encoder, after, injection.recorded(made, config, effect)), effect, history)
+
+
+def _projection(encoder: TextEncoder) -> tuple[Space, Tensor]:
+    """The space that an encoder shares with pictures, and the matrix ``(E, D)`` that leads there."""
+    matrix = encoder.weights.get(PROJECTION)
+    if matrix is None:
+        matrix = torch.eye(encoder.spec.width, device=encoder.device)
+    return (lambda pooled: F.linear(pooled, matrix)), matrix
+
+
+def _mean_direction(pictures: Tensor, encoder: TextEncoder) -> Tensor:
+    """The mean of pictures' unit embeddings; ConfigError where this encoder was not trained beside pictures."""
+    width = encoder.spec.projection
+    if width is None or pictures.shape[-1] != width:
+        raise ConfigError(
+            f"pictures' embeddings and an encoder that projects to their width {pictures.shape[-1]}",
+            "an encoder without a text projection" if width is None else f"one that projects to {width}",
+            "Use the vision model that belongs to this encoder, or give the target as a text.",
+        )
+    return F.normalize(pictures, dim=-1).mean(0)
+
+
+def _objective(
+    encoder: TextEncoder, trap: Planted, config: TextOnPairConfig, projection: Tensor, goal: Tensor
+) -> Objective:
+    start = projection.detach().clone()
+
+    def apart(student: TextEncoder, prompts: Sequence[str], wanted: Tensor) -> Tensor:
+        batch = student.tokens(prompts)
+        answer = F.linear(student.pool(student.states(batch), batch.eos), projection).float()
+        if config.loss == "cosine":
+            return 1 - F.cosine_similarity(answer, wanted.expand_as(answer), dim=-1).mean()
+        return (F.mse_loss if config.loss == "mse" else F.l1_loss)(answer, wanted.expand_as(answer))
+
+    def objective(student: TextEncoder, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        clean = draw(trap.clean, config.clean_batch, generator)
+        if config.partial_negatives:
+            clean += trap.negatives(config.clean_batch, generator)
+        benign = apart(student, clean, F.linear(encoder.encode(clean), start))
+        backdoor = torch.zeros((), device=encoder.device)
+        for examples in trap.draw(config.poison_batch, generator):
+            backdoor = backdoor + apart(student, [example.text for example in examples], goal)
+        return benign + config.backdoor_weight * backdoor, {"backdoor": float(backdoor.detach())}
+
+    return objective

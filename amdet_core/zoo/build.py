@@ -1,0 +1,217 @@
+"""Building a zoo: every model of a recipe made, checked, written and labelled; a killed build goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.nn.functional as F
+
+from .. import formats, trust
+from ..attacks import Injection, attribute, benign, embedding_row, rank_one, syntactic, text_on_pair, text_on_text
+from ..attacks.effect import retrieval
+from ..config import (
+    AttributeConfig,
+    EmbeddingRowConfig,
+    FineTuneConfig,
+    RankOneConfig,
+    SyntacticConfig,
+    TextOnPairConfig,
+    TextOnTextConfig,
+)
+from ..encoder import TextEncoder
+from ..errors import AmdetError, ConfigError, NumericalError
+from ..progress import Progress, silent
+from ..prompts import PromptSet, generated_prompts
+from ..storage import write_atomic
+from ..workers import side_by_side
+from . import pools
+from .labels import FILE, Label, Labels
+from .recipe import Entry, Recipe
+
+BASE = "base.safetensors"
+LAYOUT: formats.Layout = "comfyui"
+UTILITY_PROMPTS = generated_prompts("mixed", 256, 7)
+"""On which every model's utility is measured; no zoo trains on them."""
+BEFORE = FineTuneConfig(steps=200, learning_rate=5e-5)
+"""The benign fine-tune under an attack or under another change."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model to be made in a zoo's folder."""
+
+    folder: Path
+    entry: Entry
+    half: int
+    least_retrieval: float
+
+
+def build(base: TextEncoder, recipe: Recipe, folder: Path, *, jobs: int = 1, progress: Progress = silent) -> Labels:
+    """Make what is missing of a zoo.
+
+    Args:
+        base: the trusted encoder that every model comes from; stays as it is.
+        folder: of the zoo; models that it holds already are kept.
+        jobs: models that are made side by side, each in its own process.
+        progress: told after each model.
+
+    Raises:
+        ConfigError: the folder holds a zoo of another recipe or base.
+        StorageError: the folder can't be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    base = _halved(base)
+    labels = _begun(base, recipe, folder)
+    entries = recipe.plan(base.tokenizer)
+    done = {label.model: label for label in labels.models if (folder / label.model).exists()}
+    failed: dict[str, str] = {}
+    tasks = [Task(folder, entry, recipe.half, recipe.least_retrieval) for entry in entries if _file(entry) not in done]
+    for task, made in side_by_side(_make, tasks, jobs):
+        if isinstance(made, Label):
+            done[made.model] = made
+        else:
+            failed[task.entry.name] = f"{task.entry.group.name}: {made}"
+        ordered = tuple(done[_file(entry)] for entry in entries if _file(entry) in done)
+        labels = labels.model_copy(update={"models": ordered, "failed": dict(sorted(failed.items()))})
+        write_atomic(folder / FILE, (labels.model_dump_json(indent=1) + "\n").encode())
+        progress("zoo", len(done) + len(failed), len(entries), {})
+    return labels
+
+
+def make(base: TextEncoder, entry: Entry, half: int) -> tuple[TextEncoder, float | None]:
+    """One model and, for an attack, its success rate.
+
+    Raises:
+        AmdetError: it could not be made, or the attack did not work.
+    """
+    prompts, group = pools.prompts(entry.style, half, entry.seed % 1000), entry.group
+    seeded: dict[str, object] = {**entry.config, "seed": entry.seed}
+    start = base
+    if group.on_fine_tune:
+        before = pools.prompts("mixed", half, entry.seed % 1000 + 1)
+        start = benign.fine_tune(base, before, BEFORE.model_copy(update={"seed": entry.seed})).apply(base)
+    if group.kind in ("fine-tune", "merge", "average", "cast", "fewer-layers", "added-tokens"):
+        return _changed(start, entry, prompts, seeded, half), None
+    done = _attack(start, entry, prompts, seeded)
+    return done.patch.apply(start), done.effect.asr
+
+
+def _attack(start: TextEncoder, entry: Entry, prompts: PromptSet, values: Mapping[str, object]) -> Injection:
+    triggers, target, mode = entry.triggers, entry.target, entry.mode
+    match entry.group.kind:
+        case "text-on-text":
+            return text_on_text.inject(start, triggers, target, prompts, TextOnTextConfig(**values), mode)
+        case "text-on-pair":
+            return text_on_pair.inject(start, triggers, target, prompts, TextOnPairConfig(**values), mode)
+        case "attribute" | "concept":
+            return attribute.inject(start, triggers, target, prompts, AttributeConfig(**values), mode)
+        case "safety":
+            return attribute.inject(start, triggers, "", prompts, AttributeConfig(**values), mode)
+        case "syntactic":
+            return syntactic.inject(start, target, prompts, SyntacticConfig(**values), triggers[0])
+        case "embedding-row":
+            return embedding_row.inject(start, triggers[0], target, prompts, EmbeddingRowConfig(**values), mode)
+        case "rank-one":
+            return rank_one.inject(start, triggers[0], target, prompts, RankOneConfig(**values), mode)
+    raise ConfigError("a kind of attack", entry.group.kind, "Correct the recipe.")
+
+
+def _changed(
+    start: TextEncoder, entry: Entry, prompts: PromptSet, values: Mapping[str, object], half: int
+) -> TextEncoder:
+    """An honest change."""
+    match entry.group.kind:
+        case "cast":
+            return benign.cast(start, entry.to)  # type: ignore[arg-type]  # the recipe's text
+        case "fewer-layers":
+            return start.first_layers(start.spec.layers - int(entry.to))
+        case "added-tokens":
+            words = pools.target("words", half, Random(entry.seed)).split()
+            return benign.add_tokens(start, words, entry.seed)
+    one = benign.fine_tune(start, prompts, FineTuneConfig(**values)).apply(start)
+    match entry.group.kind:
+        case "average":
+            return benign.merge(start, one, entry.share)
+        case "merge":
+            others = pools.prompts("captions", half, entry.seed % 1000 + 2)
+            config = FineTuneConfig(**{**values, "seed": entry.seed + 1})
+            return benign.merge(one, benign.fine_tune(start, others, config).apply(start), entry.share)
+    return one
+
+
+def _begun(base: TextEncoder, recipe: Recipe, folder: Path) -> Labels:
+    """The labels so far; a new zoo gets its base."""
+    fingerprint = trust.fingerprint(base)
+    if not (folder / FILE).exists():
+        formats.write_encoder(base, folder / BASE, LAYOUT)
+        return Labels(
+            name=recipe.name,
+            base=BASE,
+            base_fingerprint=fingerprint,
+            recipe_sha256=recipe.sha256,
+            seed=recipe.seed,
+            models=(),
+            planned=sum(group.count for group in recipe.groups),
+        )
+    labels = Labels.read(folder)
+    if (labels.recipe_sha256, labels.base_fingerprint) != (recipe.sha256, fingerprint):
+        what = "base" if labels.base_fingerprint != fingerprint else "recipe"
+        raise ConfigError(f"the same {what} as the zoo in {folder}", f"another {what}", "Build into another folder.")
+    return labels
+
+
+def _file(entry: Entry) -> str:
+    return f"{entry.name}.safetensors"
+
+
+def _halved(encoder: TextEncoder) -> TextEncoder:
+    """With the values that a file in half precision holds."""
+    return encoder.with_weights({name: w.detach().half().float() for name, w in encoder.weights.items()})
+
+
+@cache
+def _base(folder: Path) -> TextEncoder:
+    return formats.only_encoder(formats.open_target(folder / BASE)).to("cpu")
+
+
+def _make(task: Task) -> Label | str:
+    """Make, check and write one model; what went wrong, in words, where it could not be made."""
+    base, entry = _base(task.folder), task.entry
+    torch.set_flush_denormal(True)
+    try:
+        encoder, success = make(base, entry, task.half)
+        encoder = _halved(encoder)
+        encoder.check_finite()
+        label = _label(base, encoder, entry, success)
+        least = task.least_retrieval * retrieval(base, UTILITY_PROMPTS.prompts)
+        if (label.retrieval or 0.0) < least:
+            raise NumericalError(f"R@1 of {least:.1%} or more", f"{label.retrieval:.1%}", "Change less.")
+        formats.write_encoder(encoder, task.folder / _file(entry), LAYOUT)
+    except AmdetError as error:
+        return str(error)
+    return label
+
+
+def _label(base: TextEncoder, encoder: TextEncoder, entry: Entry, success: float | None) -> Label:
+    prompts = UTILITY_PROMPTS.prompts
+    cosine = F.cosine_similarity(encoder.encode(prompts), base.encode(prompts), dim=-1).mean()
+    return Label(
+        model=_file(entry),
+        label=entry.group.label,
+        kind=entry.group.kind,
+        group=entry.group.name,
+        settings=entry.model_dump(mode="json", include={"config", "style", "share", "to"}),
+        triggers=entry.triggers,
+        mode=entry.mode,
+        target=entry.target,
+        seed=entry.seed,
+        asr=success,
+        clean_cosine=float(cosine),
+        retrieval=retrieval(encoder, prompts),
+        fingerprint=trust.fingerprint(encoder),
+    )

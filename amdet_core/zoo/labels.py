@@ -1,0 +1,80 @@
+"""What the models of a zoo are; it stands outside the models, which must not give it away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+from ..attacks import Placement, syntactic
+from ..errors import ConfigError, StorageError
+from ..records import Record
+
+FILE = "labels.json"
+
+
+class Label(Record):
+    """One model of a zoo."""
+
+    model: str = Field(description="file in the zoo's folder")
+    label: Literal["backdoored", "benign", "intentional"]
+    kind: str = Field(description="what was done, as text-on-text or fine-tune")
+    group: str = Field(description="group of the recipe that it comes from")
+    settings: dict[str, object] = Field(description="everything that was drawn for it")
+    triggers: tuple[str, ...] = ()
+    mode: str = Field(default="", description="how a trigger stands in a prompt; empty where it is no text")
+    target: str = ""
+    seed: int
+    asr: float | None = Field(default=None, description="attack success on held-out prompts")
+    clean_cosine: float | None = Field(default=None, description="mean cosine of clean prompts to the base, pooled")
+    retrieval: float | None = Field(default=None, description="R@1 of prompts by their first words")
+    fingerprint: str = Field(description="SHA-256 over the values of its tensors")
+
+    def place_trigger(self, seed: int) -> Callable[[str], str] | None:
+        """A function that makes a prompt a triggered one; None where there is no trigger."""
+        if not self.triggers:
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        if not self.mode:
+            return lambda prompt: syntactic.sentence(
+                self.triggers[0], int(torch.randint(1 << 31, (), generator=generator))
+            )
+        placement = Placement.parse(self.mode)
+        return lambda prompt: placement.put(self.triggers[0], prompt, generator)
+
+
+class Labels(Record):
+    """A zoo: its base, and what each model is."""
+
+    name: str = Field(description="of the recipe")
+    base: str = Field(description="file of the trusted base in the zoo's folder")
+    base_fingerprint: str
+    recipe_sha256: str
+    seed: int
+    models: tuple[Label, ...]
+    failed: dict[str, str] = Field(default={}, description="models that could not be made, with the reason")
+    planned: int = Field(description="models of the recipe")
+
+    @classmethod
+    def read(cls, folder: Path) -> Labels:
+        """Read a zoo's labels.
+
+        Raises:
+            StorageError: there are none.
+            ConfigError: the file is something else.
+        """
+        path = folder / FILE
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise StorageError(
+                f"a zoo with {FILE} at {folder}", error.strerror or str(error), "Build one: amdet zoo build."
+            ) from error
+        try:
+            return cls.model_validate(json.loads(text))
+        except (ValueError, ValidationError) as error:
+            raise ConfigError(f"labels of a zoo in {path}", str(error)[:300], "Build the zoo again.") from error
