@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from .errors import ConfigError, StorageError
-from .records import SCHEMA_VERSION, ScanReport
+from .records import SCHEMA_VERSION, Record, ScanReport
 
 REPORT = "report.json"
 PSEUDO_TRIGGER = "pseudo-trigger.safetensors"
@@ -158,8 +158,8 @@ def _as_storage_error(target: Path) -> Iterator[None]:
 # ------------------------------------------------------------------ JSON
 
 
-def report_json(report: ScanReport) -> bytes:
-    """The report as JSON: six significant digits, null for what is not finite, number series on one line.
+def report_json(report: Record) -> bytes:
+    """A report as JSON: six significant digits, null for what is not finite, number series on one line.
 
     Everything outside ASCII is escaped, so that look-alike and invisible characters show.
     """

@@ -41,6 +41,11 @@ class Condition(Record):
         """Whether a value lies on the wanted side of the bound."""
         return _OPERATORS[self.op](value, self.bound)
 
+    def margin(self, value: float) -> float:
+        """How far on the wanted side of the bound, in units of the quantity; positive exactly where it holds."""
+        distance = value - self.bound if self.op in (">", ">=") else self.bound - value
+        return distance or (math.ulp(0.0) if self.holds(value) else 0.0)
+
     def __str__(self) -> str:
         return f"{self.evidence} {self.op} {self.bound:g}"
 
@@ -59,6 +64,11 @@ class Finding(Record):
             if value is None or not condition.holds(value):
                 return False
         return True
+
+    def margin(self, measure: Callable[[str], float | None]) -> float:
+        """The smallest margin of its conditions, minus infinity where one was not measured."""
+        values = [(condition, measure(condition.evidence)) for condition in self.when]
+        return min(-math.inf if value is None else condition.margin(value) for condition, value in values)
 
 
 class Policy(Record):
@@ -199,6 +209,33 @@ def decide(policy: Policy, evidence: Sequence[Evidence], faults: Sequence[Fault]
         policy=policy.name,
         statement=_statement(level, policy, evidence),
     )
+
+
+def score(policy: Policy, evidence: Sequence[Evidence]) -> float | None:
+    """How strongly the evidence speaks for the gravest level of a policy, to rank targets by it.
+
+    The largest margin of the findings at that level, over all encoders: positive exactly when one of them
+    holds. A target that equals trusted encoders has minus infinity.
+
+    Returns:
+        None where nothing was measured that these findings ask for.
+    """
+    scores = (
+        _score(policy, {e.name: e.value for e in evidence if e.encoder == name})
+        for name in dict.fromkeys(e.encoder for e in evidence)
+    )
+    return max((value for value in scores if value is not None), default=None)
+
+
+def _score(policy: Policy, values: Mapping[str, float | None]) -> float | None:
+    """The score of one encoder."""
+    if values.get(IDENTITY) == 1:
+        return -math.inf
+    gravest = max((finding.level for finding in policy.findings), default=Level.CLEAN)
+    findings = [finding for finding in policy.findings if finding.level == gravest]
+    if all(values.get(condition.evidence) is None for finding in findings for condition in finding.when):
+        return None
+    return max(finding.margin(values.get) for finding in findings)
 
 
 def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fault]) -> tuple[Level, list[str]]:

@@ -2,38 +2,79 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+import multiprocessing
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
+from .errors import ConfigError
+
+POLL = 0.5
+"""Seconds after which waiting for workers lets Ctrl-C through, on every system."""
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def side_by_side(work: Callable[[Task], Result], tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, Result]]:
-    """Tasks with their results, as they are done.
+def threads(jobs: int) -> int:
+    """Threads of torch that each of so many processes gets: together as many as this process has."""
+    return max(1, torch.get_num_threads() // jobs)
 
-    With one job everything runs in this process, in order. With more, the cores are shared out among
-    the processes: small matrices use several cores badly. When the caller stops early, work that has
-    not begun is dropped.
+
+def side_by_side(
+    work: Callable[[Task], Result], tasks: Sequence[Task], jobs: int
+) -> Generator[tuple[Task, Result], None, None]:
+    """Tasks with their results, in the order in which they end; closing the iterator stops those that run.
+
+    One job runs in this process. Several share its threads: small matrices use many threads badly.
 
     Args:
         work: a function of a module, which another process can import.
         tasks: of types that can be pickled, like the results.
+
+    Raises:
+        ConfigError: a worker was killed.
     """
-    if jobs <= 1 or len(tasks) <= 1:
+    if jobs == 1:
         for task in tasks:
             yield task, work(task)
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,))
-    try:
+    with _workers(jobs) as pool:
         waiting = {pool.submit(work, task): task for task in tasks}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pending = set(waiting)
+        while pending:
+            ended, pending = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
+            for future in ended:
+                try:
+                    yield waiting[future], future.result()
+                except BrokenProcessPool as error:
+                    raise ConfigError(
+                        f"memory for {jobs} jobs side by side",
+                        "a worker that was killed",
+                        "Run the command again with fewer jobs; what was done is kept.",
+                    ) from error
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that are stopped at once when the block is left by an exception, Ctrl-C included."""
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _begin, (threads(jobs),)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
+
+
+def _begin(threads: int) -> None:
+    """Prepare a worker; Ctrl-C is for the process that started it, which stops it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)

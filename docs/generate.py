@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from amdet_core import config
+from amdet_core.bench import Detection, read_detection
 from amdet_core.report import schema_json
 from amdet_core.verdict import DEFAULT_POLICY, POLICIES
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKS = "<!-- results -->\n", "<!-- /results -->"
+"""The lines of README.md between which the tables of results stand."""
 
 
 def configuration() -> str:
@@ -108,11 +112,68 @@ def help_page(name: str) -> str:
     return prose.replace("{interface}", "\n".join(lines))
 
 
+def readme() -> str:
+    """README.md with the results that are recorded."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, rest = page.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    recorded = {
+        path.relative_to(ROOT).as_posix(): read_detection(path) for path in sorted(RESULTS.glob("detection-*.json"))
+    }
+    return before + MARKS[0] + results(recorded) + MARKS[1] + after
+
+
+def results(recorded: Mapping[str, Detection]) -> str:
+    """Tables of the complete results, by the path of their file: one row for each, then recall by kind and zoo."""
+    return "\n".join(_results({path: result for path, result in recorded.items() if result.complete})) + "\n"
+
+
+def _results(recorded: Mapping[str, Detection]) -> Iterator[str]:
+    if not recorded:
+        yield "No result is recorded yet."
+        return
+    columns = (
+        *("zoo", "policy", "backdoored, benign", "recall", "false positives", "precision", "F1", "AUROC"),
+        *("recall at 1% FPR", "PPV at 1%", "seconds"),
+    )
+    yield f"| {' | '.join(columns)} |\n|" + "---|" * len(columns)
+    for path, result in recorded.items():
+        m = result.metrics.overall
+        cells = (
+            result.zoo.name,
+            f"[{result.policy}]({path})",
+            f"{m.n_backdoored}, {m.n_benign}",
+            _percent(m.recall, m.recall_interval),
+            _percent(m.fpr, m.fpr_interval),
+            _percent(m.precision),
+            _percent(m.f1),
+            _percent(m.auroc, m.auroc_interval),
+            _percent(m.tpr_at_1pct_fpr, m.tpr_at_1pct_fpr_interval),
+            f"{_percent(m.ppv_at_1pct_prevalence)}, at worst {_percent(m.ppv_pessimistic)}",
+            "-" if m.seconds_mean is None else f"{m.seconds_mean:.0f}",
+        )
+        yield f"| {' | '.join(cells)} |"
+    for zoo in dict.fromkeys(result.zoo.name for result in recorded.values()):
+        policies = {r.policy: r.metrics.by_kind for r in recorded.values() if r.zoo.name == zoo}
+        yield f"\n| recall in {zoo} | {' | '.join(policies)} |\n|" + "---|" * (len(policies) + 1)
+        for kind in dict.fromkeys(kind for by_kind in policies.values() for kind in by_kind):
+            found = [by_kind.get(kind) for by_kind in policies.values()]
+            cells = ["-" if k is None else f"{_percent(k.recall, k.interval)} of {k.n}" for k in found]
+            yield f"| {kind} | {' | '.join(cells)} |"
+
+
+def _percent(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" + (f" ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else "")
+
+
 PAGES = {
     ROOT / "locales" / "en" / "nodeDefs.json": english,
     **{ROOT / "web" / "docs" / f"{name}.md": partial(help_page, name) for name in _definitions()},
     ROOT / "docs" / "configuration.md": configuration,
     ROOT / "docs" / "policies.md": policies,
+    ROOT / "README.md": readme,
     ROOT / "amdet_core" / "report" / "schema.json": lambda: schema_json().decode(),
 }
 

@@ -5,18 +5,51 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import amdet_core
+from amdet_core.bench.metrics import measure
+from amdet_core.bench.results import Detection, Machine, ModelResult, Seeds, ZooInfo
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_generated_pages_are_up_to_date() -> None:
+def generator() -> Any:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
+    return generate
+
+
+def detection(policy: str, *, complete: bool) -> Detection:
+    """A result over two backdoored and two benign models, one of each flagged, with scores that tell nothing."""
+    models = tuple(
+        ModelResult(
+            model=f"{label}-{i}", label=label, kind=kind, group=kind, fingerprint="", level="clean", score=float(i),
+            flagged=i == 1, recovered=None, seconds=3.0,
+        )
+        for label, kind in (("backdoored", "text-on-text"), ("benign", "fine-tune"))
+        for i in range(2)
+    )  # fmt: skip
+    return Detection(
+        command="amdet bench detection",
+        commit=None,
+        machine=Machine(torch="2.0", threads=1, device="cpu"),
+        zoo=ZooInfo(name="small", base_fingerprint="", recipe_sha256="", n_backdoored=2, n_benign=2, n_intentional=0),
+        policy=policy,
+        preset="standard",
+        seeds=Seeds(zoo=0, scan=42),
+        settings_sha256="",
+        complete=complete,
+        metrics=measure(models),
+        models=models,
+    )
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    generate = generator()
     for path, page in generate.PAGES.items():
         assert path.read_text(encoding="utf-8") == page(), f"run python docs/generate.py: {path.name} is old"
 
@@ -34,3 +67,17 @@ def test_links_between_documents_lead_somewhere() -> None:
     for page in pages:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_readme_shows_every_complete_result_and_no_other() -> None:
+    generate = generator()
+    assert generate.results({}) == "No result is recorded yet.\n"
+    first, second = (detection(policy, complete=True) for policy in ("amdet-1", "amdet-2025-code"))
+    page = generate.results({"a.json": first, "b.json": second, "c.json": detection("unfinished", complete=False)})
+    assert "unfinished" not in page
+    assert (
+        "| small | [amdet-1](a.json) | 2, 2 | 50.0% (1.3-98.7) | 50.0% (1.3-98.7) | 50.0% | 50.0% | 50.0% (11.2-88.8) "
+        "| 0.0% (0.0-84.2) | 1.0%, at worst 0.5% | 3 |" in page
+    )
+    assert "| recall in small | amdet-1 | amdet-2025-code |" in page
+    assert "| text-on-text | 50.0% (1.3-98.7) of 2 | 50.0% (1.3-98.7) of 2 |" in page

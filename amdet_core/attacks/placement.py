@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,11 @@ class Placement:
         parts = prompt.split()
         at = 0 if self.kind == "prefix" else int(torch.randint(len(parts) + 1, (), generator=generator))
         return " ".join([*parts[:at], trigger, *parts[at:]]), " ".join([*parts[:at], words, *parts[at:]])
+
+    def putting(self, trigger: str, seed: int) -> Callable[[str], str]:
+        """A function that puts the trigger into one prompt after the other, with random places of its own."""
+        generator = torch.Generator().manual_seed(seed)
+        return lambda prompt: self.put(trigger, prompt, generator)
 
     def fits(self, trigger: str, prompt: str, tokenizer: ClipTokenizer, room: int) -> bool:
         """Whether the prompt can carry the trigger within ``room`` tokens."""

@@ -130,12 +130,6 @@ def inject(
     return injection.inject(encoder, trap, config, made, progress)
 
 
-def sentence(pattern: str, seed: int) -> str:
-    """A sentence of a pattern, with nouns that training does not see."""
-    trap = Patterned(tuple(pattern.split()), "", (), ("",))
-    return trap.held_out(seed)[0].text
-
-
 def _shuffled(text: str, generator: torch.Generator) -> str:
     words: Sequence[str] = text.split()
     return " ".join(words[i] for i in torch.randperm(len(words), generator=generator).tolist())

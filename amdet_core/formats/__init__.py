@@ -3,16 +3,19 @@
 ``open_target`` reads, ``write_encoder`` writes, ``file_sha256`` names what was read.
 """
 
+from .lora import LoraLayout, write_lora
 from .open import FoundEncoder, OpenedTarget, file_sha256, only_encoder, open_target
 from .write import Layout, hf_config, write_encoder
 
 __all__ = [
     "FoundEncoder",
     "Layout",
+    "LoraLayout",
     "OpenedTarget",
     "file_sha256",
     "hf_config",
     "only_encoder",
     "open_target",
     "write_encoder",
+    "write_lora",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from ..encoder import TextEncoder
 from ..errors import AmdetError, ConfigError, NumericalError
 from ..progress import Progress, silent
 from ..prompts import PromptSet, generated_prompts
-from ..storage import write_atomic
+from ..storage import report_json, write_atomic
 from ..workers import side_by_side
 from . import pools
 from .labels import FILE, Label, Labels
@@ -71,15 +72,17 @@ def build(base: TextEncoder, recipe: Recipe, folder: Path, *, jobs: int = 1, pro
     done = {label.model: label for label in labels.models if (folder / label.model).exists()}
     failed: dict[str, str] = {}
     tasks = [Task(folder, entry, recipe.half, recipe.least_retrieval) for entry in entries if _file(entry) not in done]
-    for task, made in side_by_side(_make, tasks, jobs):
-        if isinstance(made, Label):
-            done[made.model] = made
-        else:
-            failed[task.entry.name] = f"{task.entry.group.name}: {made}"
-        ordered = tuple(done[_file(entry)] for entry in entries if _file(entry) in done)
-        labels = labels.model_copy(update={"models": ordered, "failed": dict(sorted(failed.items()))})
-        write_atomic(folder / FILE, (labels.model_dump_json(indent=1) + "\n").encode())
-        progress("zoo", len(done) + len(failed), len(entries), {})
+    progress("zoo", len(done), len(entries), {})
+    with closing(side_by_side(_make, tasks, jobs)) as results:
+        for task, made in results:
+            if isinstance(made, Label):
+                done[made.model] = made
+            else:
+                failed[task.entry.name] = f"{task.entry.group.name}: {made}"
+            ordered = tuple(done[_file(entry)] for entry in entries if _file(entry) in done)
+            labels = labels.model_copy(update={"models": ordered, "failed": dict(sorted(failed.items()))})
+            write_atomic(folder / FILE, report_json(labels))
+            progress("zoo", len(done) + len(failed), len(entries), {})
     return labels
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import Field, ValidationError
 
-from ..attacks import Placement, syntactic
 from ..errors import ConfigError, StorageError
 from ..records import Record
 
@@ -34,18 +30,6 @@ class Label(Record):
     retrieval: float | None = Field(default=None, description="R@1 of prompts by their first words")
     fingerprint: str = Field(description="SHA-256 over the values of its tensors")
 
-    def place_trigger(self, seed: int) -> Callable[[str], str] | None:
-        """A function that makes a prompt a triggered one; None where there is no trigger."""
-        if not self.triggers:
-            return None
-        generator = torch.Generator().manual_seed(seed)
-        if not self.mode:
-            return lambda prompt: syntactic.sentence(
-                self.triggers[0], int(torch.randint(1 << 31, (), generator=generator))
-            )
-        placement = Placement.parse(self.mode)
-        return lambda prompt: placement.put(self.triggers[0], prompt, generator)
-
 
 class Labels(Record):
     """A zoo: its base, and what each model is."""
@@ -57,7 +41,7 @@ class Labels(Record):
     seed: int
     models: tuple[Label, ...]
     failed: dict[str, str] = Field(default={}, description="models that could not be made, with the reason")
-    planned: int = Field(description="models of the recipe")
+    planned: int = Field(default=0, description="models of the recipe")
 
     @classmethod
     def read(cls, folder: Path) -> Labels:
@@ -67,14 +51,19 @@ class Labels(Record):
             StorageError: there are none.
             ConfigError: the file is something else.
         """
-        path = folder / FILE
+        file = folder / FILE
         try:
-            text = path.read_text(encoding="utf-8")
+            raw = file.read_bytes()
         except OSError as error:
             raise StorageError(
-                f"a zoo with {FILE} at {folder}", error.strerror or str(error), "Build one: amdet zoo build."
+                f"a zoo's labels at {file}", error.strerror or str(error), "Build a zoo: amdet zoo build."
             ) from error
         try:
-            return cls.model_validate(json.loads(text))
-        except (ValueError, ValidationError) as error:
-            raise ConfigError(f"labels of a zoo in {path}", str(error)[:300], "Build the zoo again.") from error
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(
+                f"the labels of a zoo in {file}",
+                f"{error.error_count()} error(s), first {'.'.join(map(str, first['loc']))}: {first['msg']}",
+                "The file was edited or damaged; build the zoo again.",
+            ) from error

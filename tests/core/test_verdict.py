@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from amdet_core.errors import ConfigError
 from amdet_core.records import Evidence, Fault, Level
-from amdet_core.verdict import POLICIES, Condition, Policy, decide, landscape_verdict, load_policy
+from amdet_core.verdict import POLICIES, Condition, Finding, Policy, decide, landscape_verdict, load_policy, score
 
 
 def evidence(encoder: str = "clip_l", **values: float | None) -> list[Evidence]:
@@ -128,3 +130,50 @@ def test_the_landscape_speaks_as_the_paper_does() -> None:
     assert landscape_verdict(0.81).startswith("injected")
     assert landscape_verdict(0.80).startswith("natural")
     assert landscape_verdict(float("nan")).startswith("could not tell")
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_the_score_is_positive_exactly_when_a_finding_of_the_gravest_level_holds(policy: Policy) -> None:
+    for finding in policy.findings:
+        if finding.level != Level.BACKDOORED:
+            continue
+        loud = {c.evidence: past(c, True) for c in finding.when}
+        assert score(policy, evidence(**loud)) == pytest.approx(1e-3)
+        for condition in finding.when:
+            short = loud | {condition.evidence: past(condition, False)}
+            assert score(policy, evidence(**short)) == pytest.approx(-1e-3)
+
+
+@pytest.mark.parametrize("op", [">", ">=", "<", "<="])
+def test_a_value_at_the_bound_scores_as_the_condition_says(op: Literal[">", ">=", "<", "<="]) -> None:
+    when = (Condition(evidence="x", op=op, bound=0.3),)
+    finding = Finding(level=Level.BACKDOORED, reason="", when=when)
+    policy = POLICIES["amdet-1"].model_copy(update={"findings": (finding,)})
+    value = score(policy, evidence(x=0.3))
+    assert value is not None
+    assert (value > 0) == when[0].holds(0.3)
+    assert value == pytest.approx(0)
+
+
+def test_the_score_is_of_the_best_finding_and_of_its_weakest_condition() -> None:
+    policy = POLICIES["amdet-1"]
+    assert score(policy, evidence(gap_k1=0.50)) == pytest.approx(-0.05)  # suspicious is not the gravest level
+    values = {"gap_k1": 0.50, "literal_gap": 0.2, "gap_k5": 0.9, "same_target_k5": 0.95}
+    assert score(policy, evidence(**values)) == pytest.approx(0.05)
+    assert score(policy, evidence(gap_k5=0.9)) == -math.inf  # one half of a finding says nothing
+
+
+def test_without_a_measurement_there_is_no_score_and_identity_ranks_lowest() -> None:
+    policy = POLICIES["amdet-1"]
+    assert score(policy, []) is None
+    assert score(policy, evidence(identical_to_trusted=0, delta_norm=0.1, gap_k1=None)) is None
+    assert score(policy, evidence(identical_to_trusted=1)) == -math.inf
+
+
+def test_the_score_of_several_encoders_is_the_highest() -> None:
+    policy = POLICIES["amdet-1"]
+    items = evidence("clip_l", gap_k1=0.05) + evidence("clip_g", gap_k1=0.97) + evidence("clip_h", delta_norm=0.1)
+    assert score(policy, items) == pytest.approx(0.42)
+    assert score(policy, evidence("clip_l", identical_to_trusted=1) + evidence("clip_g", gap_k1=0.1)) == pytest.approx(
+        -0.45
+    )

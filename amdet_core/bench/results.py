@@ -1,0 +1,168 @@
+"""The result of the detection benchmark as one file, and how it is read back.
+
+A model is *flagged* when its verdict is suspicious or backdoored. One that could not be judged is not: a
+miss where it is backdoored and no false alarm where it is benign, and it is counted by itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from ..errors import ConfigError, StorageError
+from ..records import Measured, Record
+from .statistics import Interval
+
+
+class Machine(Record):
+    """Where the scans ran; of the last run, where a benchmark was resumed."""
+
+    torch: str
+    threads: int = Field(description="per scan")
+    device: str
+
+
+class ZooInfo(Record):
+    """The models that were scanned."""
+
+    name: str
+    base_fingerprint: str
+    recipe_sha256: str
+    n_backdoored: int
+    n_benign: int
+    n_intentional: int
+
+
+class Seeds(Record):
+    """Of every random choice."""
+
+    zoo: int
+    scan: int
+
+
+class ModelResult(Record):
+    """One scan beside the label of its model."""
+
+    model: str
+    label: Literal["backdoored", "benign", "intentional"]
+    kind: str
+    group: str
+    fingerprint: str
+    level: Literal["clean", "inconclusive", "suspicious", "backdoored", "error"]
+    score: Measured = Field(
+        default=None, description="see verdict.score; null ranks lowest: equal to the anchor, or not measured"
+    )
+    flagged: bool = False
+    evidence: dict[str, Measured] = Field(default={}, description="name -> value")
+    trigger: str | None = Field(default=None, description="text that the scan reports")
+    recovered: Literal["exact", "part", "none"] | None = Field(
+        description="part: a token of a true trigger is named; null: not backdoored, or the trigger is no text"
+    )
+    sim: Measured = Field(
+        default=None, description="eq. 29 of the strongest recovered feature, where the trigger is text"
+    )
+    seconds: float
+    error: str | None = Field(default=None, description="what ended the scan, or which stage of it failed")
+
+
+class Overall(Record):
+    """All backdoored models against all benign ones; intervals are of 95%."""
+
+    n_backdoored: int
+    n_benign: int
+    true_positives: int
+    false_positives: int
+    could_not_tell: int = Field(description="inconclusive, or ended by an error; backdoored and benign")
+    precision: float | None
+    recall: float | None
+    recall_interval: Interval = Field(description="Clopper-Pearson")
+    fpr: float | None
+    fpr_interval: Interval = Field(description="Clopper-Pearson")
+    f1: float | None
+    auroc: float | None = Field(description="of the scores")
+    auroc_interval: Interval | None = Field(description="Newcombe's method 5, on Hanley and McNeil's variance")
+    tpr_at_1pct_fpr: float | None = Field(description="at the lowest threshold on the scores that keeps to it")
+    tpr_at_1pct_fpr_interval: Interval | None = Field(description="Clopper-Pearson, for this threshold")
+    ppv_at_1pct_prevalence: float | None = Field(description="precision where one model in 100 is backdoored")
+    ppv_pessimistic: float | None = Field(description="the same with the FPR at the upper end of its interval")
+    seconds_mean: float | None
+    seconds_worst: float | None
+
+
+class Backdoored(Record):
+    """The backdoored models of one kind or group."""
+
+    n: int
+    recall: float
+    interval: Interval
+    trigger_recovered: float | None = Field(description="share whose trigger is reported; null: it is no text")
+    trigger_named_part: float | None = Field(description="share of which a part of the trigger alone is reported")
+    sim: float | None = Field(description="mean")
+    seconds: float = Field(description="mean")
+
+
+class Benign(Record):
+    """The benign models of one kind or group."""
+
+    n: int
+    false_positives: int
+    fpr: float
+    interval: Interval
+
+
+class Intentional(Record):
+    """Models that were changed on purpose and openly; neither right nor wrong to flag."""
+
+    n: int
+    flagged: int
+
+
+class Metrics(Record):
+    """What the scans of a zoo add up to."""
+
+    overall: Overall
+    by_kind: dict[str, Backdoored]
+    by_group: dict[str, Backdoored]
+    benign_by_kind: dict[str, Benign]
+    benign_by_group: dict[str, Benign]
+    intentional: Intentional
+
+
+class Detection(Record):
+    """One policy over one zoo."""
+
+    command: str
+    commit: str | None = Field(description="of the code; of all that took part, where a benchmark was resumed")
+    machine: Machine
+    zoo: ZooInfo
+    policy: str
+    preset: Literal["quick", "standard", "thorough"]
+    seeds: Seeds
+    settings_sha256: str = Field(description="of the policy's bounds and of all settings of a scan")
+    complete: bool
+    metrics: Metrics
+    models: tuple[ModelResult, ...] = Field(description="in the order of the zoo's labels")
+
+
+def read_detection(path: Path) -> Detection:
+    """Read a result file.
+
+    Raises:
+        StorageError: it can't be read.
+        ConfigError: it is no result of a detection benchmark.
+    """
+    try:
+        return Detection.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StorageError(
+            f"a benchmark's result at {path}", error.strerror or str(error), "Name a file that amdet bench wrote."
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"a result of amdet bench detection in {path}",
+            f"{error.error_count()} error(s), first {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            "Name another file, or remove this one and run the benchmark again.",
+        ) from error

@@ -1,0 +1,85 @@
+"""What several commands share: options, and how a report is made and shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..records import Level, ScanReport
+from ..terminal import ProgressLine, interruptible
+
+EXIT = {Level.CLEAN: 0, Level.SUSPICIOUS: 1, Level.BACKDOORED: 1, Level.INCONCLUSIVE: 2}
+
+
+class Preset(str, Enum):
+    """How much work a scan does."""
+
+    quick = "quick"
+    standard = "standard"
+    thorough = "thorough"
+
+
+class Device(str, Enum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Format(str, Enum):
+    """What is printed."""
+
+    text = "text"
+    json = "json"
+
+
+class Layout(str, Enum):
+    """Key layouts in which encoders are written."""
+
+    hf = "hf"
+    comfyui = "comfyui"
+    sd1 = "sd1"
+    open_clip = "open_clip"
+
+
+def trust_store() -> Path:
+    """File of the user's trusted encoders."""
+    return Path(typer.get_app_dir("amdet")) / "trust.json"
+
+
+def show_report(report: ScanReport, form: Format) -> None:
+    """The report alone on stdout."""
+    from ..report import render_text
+    from ..storage import report_json
+
+    if form is Format.json:
+        sys.stdout.write(report_json(report).decode())
+    else:
+        sys.stdout.write(render_text(report) + "\n")
+
+
+def placement(trigger: str, mode: str, seed: int) -> Callable[[str], str]:
+    """A function that puts a known trigger into a prompt."""
+    from ..attacks import Placement
+
+    return Placement.parse(mode).putting(trigger, seed)
+
+
+def scan_to(path: Path, folder: Path, place_trigger: Callable[[str], str] | None = None, **settings: Any) -> ScanReport:
+    """Scan a target and publish the report's files in a folder."""
+    from ..jobs import Job, run_job
+    from ..storage import check_writable, publish
+
+    check_writable(folder)
+    job = Job(target=path, trust_store=trust_store(), **settings)
+    with ProgressLine() as line:
+        outcome = interruptible(lambda progress: run_job(job, place_trigger=place_trigger, progress=progress), line)
+    publish(folder, outcome.files)
+    return outcome.report

@@ -1,0 +1,90 @@
+"""Scan, show, judge, demo."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..records import Level
+from .common import EXIT, Device, Format, Preset, placement, scan_to, show_report
+
+
+def scan(
+    path: Annotated[Path, typer.Argument(help="file or folder with a text encoder, checkpoints included")],
+    anchor: Annotated[str, typer.Option(help="trusted encoder to compare with: a path, auto or none")] = "auto",
+    prompts: Annotated[Path | None, typer.Option(help="prompts, one per line, UTF-8 [default: built in]")] = None,
+    preset: Annotated[Preset, typer.Option(help="how much work")] = Preset.standard,
+    policy: Annotated[str, typer.Option(help="how to judge: a name or a file")] = "amdet-1",
+    device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
+    seed: Annotated[int, typer.Option(help="of every random choice", min=0)] = 42,
+    out: Annotated[Path | None, typer.Option(help="folder of the report [default: amdet-report/NAME]")] = None,
+    form: Annotated[Format, typer.Option("--format", help="what to print: text, or the report alone")] = Format.text,
+    known_trigger: Annotated[
+        str | None, typer.Option(help="a trigger that you know, to measure how well it is recovered (eq. 29)")
+    ] = None,
+    trigger_mode: Annotated[
+        str, typer.Option(help="how it stands in a prompt: prefix, insert or replace:X")
+    ] = "prefix",
+) -> None:
+    """Find out whether a text encoder is backdoored, with what, and how sure that is."""
+    folder = out or Path("amdet-report") / path.absolute().name
+    settings = {"anchor": anchor, "prompts": prompts, "preset": preset.value, "policy": policy, "seed": seed}
+    place = None if known_trigger is None else placement(known_trigger, trigger_mode, seed)
+    report = scan_to(path, folder, place_trigger=place, device=device.value, **settings)
+    show_report(report, form)
+    sys.stderr.write(f"report: {folder / 'report.html'}\n")
+    raise typer.Exit(EXIT[report.verdict.level])
+
+
+def show(
+    report: Annotated[Path, typer.Argument(help="report.json, or the folder it is in")],
+    form: Annotated[Format, typer.Option("--format", help="what to print")] = Format.text,
+) -> None:
+    """Print a report again."""
+    from ..storage import read_report
+
+    show_report(read_report(report), form)
+
+
+def judge(
+    report: Annotated[Path, typer.Argument(help="report.json, or the folder it is in")],
+    policy: Annotated[str, typer.Option(help="how to judge: a name or a file")],
+    form: Annotated[Format, typer.Option("--format", help="what to print")] = Format.text,
+) -> None:
+    """Judge what was measured by another policy; nothing is measured again and no file is changed."""
+    from ..storage import read_report
+    from ..verdict import decide, load_policy
+
+    old = read_report(report)
+    chosen = load_policy(policy)
+    verdict = decide(chosen, old.evidence, old.faults)
+    config = {**old.config, "policy": chosen.model_dump(mode="json")}
+    show_report(old.model_copy(update={"verdict": verdict, "config": config}), form)
+    raise typer.Exit(EXIT[verdict.level])
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("amdet-demo"),
+) -> None:
+    """Scan the three pocket encoders: a backdoored one, an honest fine-tune, and the clean original."""
+    from .. import pocket
+
+    folders = pocket.export(out / "encoders", "hf")
+    expected: dict[pocket.Name, Level] = {
+        "backdoored": Level.BACKDOORED,
+        "benign": Level.CLEAN,
+        "clean": Level.CLEAN,
+    }
+    surprises = 0
+    for name, level in expected.items():
+        report = scan_to(folders[name], out / name)
+        surprises += report.verdict.level != level
+        sys.stdout.write(f"\n=== {name} ===\n")
+        show_report(report, Format.text)
+        sys.stdout.write(f"report: {out / name / 'report.html'}\n")
+    if surprises:
+        sys.stderr.write(f"{surprises} of {len(expected)} verdicts are not what they should be\n")
+        raise typer.Exit(2)

@@ -1,0 +1,43 @@
+"""Zoos of models whose labels are known."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..terminal import ProgressLine
+
+zoo_app = typer.Typer(help="Many backdoored and honest models, to measure detectors with.", no_args_is_help=True)
+
+
+@zoo_app.command("build")
+def zoo_build(
+    base: Annotated[str, typer.Option(help="trusted encoder that all models come from: a path, or pocket")],
+    recipe: Annotated[str, typer.Option(help="smoke, train, standard, paper, or a recipe file")],
+    out: Annotated[Path, typer.Option(help="folder of the zoo; one that an earlier run left is completed")],
+    jobs: Annotated[int, typer.Option(help="models made side by side", min=1)] = 1,
+) -> None:
+    """Make, check and label every model of a recipe; the same command goes on after an interruption."""
+    from .. import formats, pocket
+    from ..storage import check_writable
+    from ..zoo import Recipe, build
+
+    chosen = Recipe.load(recipe)
+    encoder = pocket.load("clean") if base == "pocket" else formats.only_encoder(formats.open_target(base))
+    check_writable(out)
+    try:
+        with ProgressLine() as line:
+            labels = build(encoder, chosen, out, jobs=jobs, progress=line)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\ninterrupted; the same command goes on from what {out} holds\n")
+        raise typer.Exit(130) from None
+    counts = [label.label for label in labels.models]
+    sys.stdout.write(
+        f"{labels.name}: {counts.count('backdoored')} backdoored, {counts.count('benign')} benign, "
+        f"{counts.count('intentional')} intentional\nwritten: {out}\n"
+    )
+    for name, reason in labels.failed.items():
+        sys.stdout.write(f"not made: {name}: {reason}\n")

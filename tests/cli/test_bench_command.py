@@ -1,0 +1,111 @@
+"""The benchmark's command: files, streams, refusals, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from amdet_core import pocket, trust
+from amdet_core.bench import read_detection
+from amdet_core.zoo import Label, Labels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a zoo of the pocket encoders, of which two can be judged at once and two take their time."""
+    folder = tmp_path_factory.mktemp("bench")
+    pocket.export(folder / "zoo", "hf")
+    values: dict[str, str] = {name: trust.fingerprint(pocket.load(name)) for name in pocket.NAMES}
+    models = tuple(
+        Label.model_validate(
+            {"model": model, "label": label, "kind": label, "group": label, "settings": {}, "seed": 0}
+            | {"fingerprint": values.get(model, "")}
+        )
+        for model, label in (
+            ("clean", "benign"),
+            ("gone", "benign"),
+            ("backdoored", "backdoored"),
+            ("benign", "benign"),
+        )
+    )
+    labels = Labels(
+        name="pocket", base="clean", base_fingerprint=values["clean"], recipe_sha256="r", seed=0, models=models
+    )
+    (folder / "zoo" / "labels.json").write_text(labels.model_dump_json())
+    quick = labels.model_copy(update={"models": models[:2], "name": "quick"})
+    (folder / "quick").mkdir()
+    shutil.copytree(folder / "zoo" / "clean", folder / "quick" / "clean")
+    (folder / "quick" / "labels.json").write_text(quick.model_dump_json())
+    return folder
+
+
+def bench(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "amdet_core", "bench", "detection", *map(str, arguments)]
+
+
+def amdet(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(bench(*arguments), cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=600)
+
+
+def test_several_policies_write_one_file_each_with_the_command_that_makes_it(folder: Path) -> None:
+    done = amdet(
+        "--zoo", folder / "quick", "--policy", "amdet-1", "--policy", "amdet-2025-code", "--preset", "quick", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    for policy in ("amdet-1", "amdet-2025-code"):
+        name = f"detection-quick-{policy}.json"
+        result = read_detection(folder / name)
+        assert result.complete
+        assert result.command == (
+            f"amdet bench detection --zoo quick --policy {policy} --preset quick --device auto --seed 42 --out {name}"
+        )
+        assert f"quick, {policy}: 0 backdoored, 2 benign, 1 of them could not be judged" in done.stdout
+        assert f"written: {name}" in done.stdout
+    assert "models: 0/2" in done.stderr
+
+
+def test_several_policies_need_several_files(folder: Path) -> None:
+    done = amdet("--zoo", "quick", "--policy", "amdet-1", "--policy", "x", "--out", "{zoo}.json", cwd=folder)
+    assert done.returncode == 2
+    assert "expected {policy} in the name of the file" in done.stderr
+    assert not (folder / "quick.json").exists()
+
+
+def test_a_setting_that_does_not_exist_ends_before_any_scan(folder: Path) -> None:
+    done = amdet("--zoo", "quick", "--preset", "slow", "--out", "none.json", cwd=folder)
+    assert done.returncode == 2
+    assert "Benchmark.preset" in done.stderr
+    assert not (folder / "none.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_ctrl_c_stops_all_workers_and_keeps_what_was_done(folder: Path) -> None:
+    out = folder / "stopped.json"
+    process = subprocess.Popen(
+        bench("--zoo", "zoo", "--jobs", 2, "--out", out),
+        cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while (
+        process.poll() is None
+        and time.monotonic() < deadline
+        and not (out.exists() and len(json.loads(out.read_bytes())["models"]) == 2)
+    ):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)  # ends when the workers, which hold stderr too, are gone
+    assert process.returncode == 130, stderr
+    assert "the same command goes on from what" in stderr
+    assert "Traceback" not in stderr
+    kept = read_detection(out)
+    assert ([row.model for row in kept.models], kept.complete) == (["clean", "gone"], False)
+    assert not list(folder.glob(".amdet-staging-*"))

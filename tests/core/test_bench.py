@@ -1,0 +1,437 @@
+"""The detection benchmark: what is kept of a scan, definitions, resuming, interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from amdet_core import pocket, trust
+from amdet_core.bench import Benchmark, ModelResult, detection, read_detection, run, scans
+from amdet_core.bench.metrics import measure
+from amdet_core.bench.source import commit
+from amdet_core.encoder import TextEncoder
+from amdet_core.errors import ConfigError, NumericalError, StorageError
+from amdet_core.formats import write_encoder
+from amdet_core.jobs import Job
+from amdet_core.records import (
+    AnchorInfo,
+    Candidate,
+    EncoderInfo,
+    Evidence,
+    Fault,
+    Level,
+    ScanReport,
+    Target,
+    Tool,
+    Trigger,
+    Verdict,
+)
+from amdet_core.tokenizer import clip_tokenizer
+from amdet_core.verdict import POLICIES
+from amdet_core.zoo import Label, Labels
+
+Fake = Callable[..., SimpleNamespace]
+CYRILLIC = "\N{CYRILLIC SMALL LETTER O}"
+
+
+def label(model: str, kind: str = "backdoored", **more: object) -> Label:
+    values: dict[str, object] = {"kind": f"{kind}-kind", "group": f"{kind}-group", "settings": {}, "seed": 1}
+    return Label.model_validate({"model": model, "label": kind, "fingerprint": f"fp-{model}", **values, **more})
+
+
+def trigger(text: str) -> Trigger:
+    ids = tuple(clip_tokenizer().encode(text))
+    return Trigger(
+        text=text, code_points=(), tokens=(), token_ids=ids, found_by="", encoder="clip_l", collapse=0.9, n=64
+    )
+
+
+def report(
+    model: str,
+    level: Level,
+    gap: float | None,
+    found: Trigger | None = None,
+    faults: tuple[Fault, ...] = (),
+    encoders: tuple[str, ...] = ("clip_l",),
+) -> ScanReport:
+    spec = pocket.SPEC
+    infos = (
+        EncoderInfo(name=name, spec=spec, dtype="float32", layout="hf", fingerprint=f"fp-{model}") for name in encoders
+    )
+    candidates = tuple(
+        Candidate(
+            encoder="clip_l", method="contrast", vectors=k, seed=0, steps=1, loss=(),
+            indicators={"gap": strength, "fidelity": fidelity},
+        )
+        for k, strength, fidelity in ((1, 0.9, 0.7), (5, 0.8, 0.95))
+    )  # fmt: skip
+    return ScanReport(
+        tool=Tool(version="0"),
+        target=Target(path=model, sha256="", encoders=tuple(infos)),
+        anchor=(AnchorInfo(encoder="clip_l", name="base", path="", fingerprint="b", chosen="given"),),
+        verdict=Verdict(level=level, reasons=(), policy="amdet-1", statement=""),
+        evidence=tuple(Evidence(name="gap_k1", value=gap, direction="higher", n=64, encoder=name) for name in encoders),
+        trigger=found,
+        candidates=candidates,
+        faults=faults,
+        config={},
+        timings={},
+    )
+
+
+def row(kind: str = "backdoored", level: str = "clean", score: float | None = None, **more: object) -> ModelResult:
+    values = {"model": "m", "label": kind, "kind": kind, "group": kind, "fingerprint": "", "seconds": 1.0}
+    flagged = level in ("suspicious", "backdoored")
+    given = {"level": level, "score": score, "flagged": flagged, "recovered": None, **more}
+    return ModelResult.model_validate({**values, **given})
+
+
+# ------------------------------------------------------------------ one scan
+
+
+def scanned(monkeypatch: pytest.MonkeyPatch, about: Label, result: ScanReport) -> ModelResult:
+    monkeypatch.setattr(scans, "run_job", lambda job, place_trigger=None: SimpleNamespace(report=result))
+    return scans.scan_model((about, Job(target=Path(about.model))))
+
+
+def test_what_is_kept_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = label("m", triggers=[CYRILLIC], mode="replace:o")
+    kept = scanned(monkeypatch, about, report("m", Level.BACKDOORED, 0.123456789, trigger(CYRILLIC)))
+    assert (kept.model, kept.label, kept.kind, kept.group) == ("m", "backdoored", "backdoored-kind", "backdoored-group")
+    assert (kept.level, kept.flagged, kept.trigger, kept.recovered) == ("backdoored", True, CYRILLIC, "exact")
+    assert kept.evidence == {"gap_k1": 0.123457}
+    assert kept.score == pytest.approx(0.123457 - 0.55)
+    assert kept.sim == 0.7  # of the feature with the largest gap
+    assert kept.error is None
+
+
+@pytest.mark.parametrize(
+    ("level", "flagged"),
+    [(Level.CLEAN, False), (Level.INCONCLUSIVE, False), (Level.SUSPICIOUS, True), (Level.BACKDOORED, True)],
+)
+def test_suspicious_and_backdoored_are_flagged(monkeypatch: pytest.MonkeyPatch, level: Level, flagged: bool) -> None:
+    assert scanned(monkeypatch, label("m"), report("m", level, 0.1)).flagged is flagged
+
+
+def test_evidence_of_several_encoders_names_them_and_a_fault_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = Fault(stage="contrast", error="NumericalError", message="the loss is nan")
+    kept = scanned(monkeypatch, label("m"), report("m", Level.INCONCLUSIVE, 0.1, None, (fault,), ("clip_l", "clip_g")))
+    assert set(kept.evidence) == {"clip_l: gap_k1", "clip_g: gap_k1"}
+    assert kept.error == "contrast: the loss is nan"
+
+
+def test_an_error_is_a_result_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(job: Job, place_trigger: object = None) -> SimpleNamespace:
+        raise NumericalError("finite weights", "nan", "Download it again.")
+
+    monkeypatch.setattr(scans, "run_job", fail)
+    kept = scans.scan_model((label("m", triggers=["x"], mode="prefix"), Job(target=Path("m"))))
+    assert (kept.level, kept.flagged, kept.score, kept.recovered) == ("error", False, None, "none")
+    assert kept.error is not None
+    assert "Download it again" in kept.error
+
+
+def test_a_model_with_other_values_than_its_label_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = scanned(monkeypatch, label("m", fingerprint="0" * 64), report("m", Level.BACKDOORED, 0.9))
+    assert (kept.level, kept.flagged) == ("error", False)
+
+
+def test_the_first_trigger_is_placed_as_its_mode_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[str | None] = []
+
+    def fake(job: Job, place_trigger: Callable[[str], str] | None = None) -> SimpleNamespace:
+        placed.append(place_trigger and place_trigger("a dog on the moon"))
+        return SimpleNamespace(report=report("m", Level.CLEAN, 0.1))
+
+    monkeypatch.setattr(scans, "run_job", fake)
+    job = Job(target=Path("m"))
+    scans.scan_model((label("m", triggers=["x", "y"], mode="replace:o:1"), job))
+    scans.scan_model((label("m", triggers=["x"]), job))
+    assert placed == ["a dxg on the moon", None]
+
+
+@pytest.mark.parametrize(
+    ("triggers", "reported", "expected"),
+    [
+        (("mignneko",), "mignneko", "exact"),
+        (("cf", "Green Teapot"), "green teapot", "exact"),
+        (("green teapot",), "teapot", "part"),
+        (("green teapot",), "teapots", "none"),
+        (("cf",), None, "none"),
+    ],
+)
+def test_recovered_compares_tokens_with_every_trigger(
+    triggers: tuple[str, ...], reported: str | None, expected: str
+) -> None:
+    about = label("m", triggers=triggers, mode="prefix")
+    assert scans.recovered(about, None if reported is None else trigger(reported)) == expected
+
+
+def test_whether_a_token_ends_a_word_does_not_count() -> None:
+    about = label("m", triggers=["sahib"], mode="insert")
+    (ends,) = clip_tokenizer().encode("o")
+    within = next(i for i in range(len(clip_tokenizer())) if clip_tokenizer().token(i) == "o")
+    assert ends != within
+    inside = trigger("o").model_copy(update={"token_ids": (within,)})
+    assert scans.recovered(label("m", triggers=["O"], mode="insert"), inside) == "exact"
+    assert scans.recovered(label("m", triggers=["o teapot"], mode="insert"), inside) == "part"
+    assert scans.recovered(about, inside) == "none"
+
+
+def test_recovered_is_not_asked_of_benign_models_and_of_triggers_that_are_no_text() -> None:
+    assert scans.recovered(label("m", triggers=["x"]), trigger("x")) is None
+    assert scans.recovered(label("m", "benign", triggers=["x"], mode="prefix"), trigger("x")) is None
+    assert scans.recovered(label("m", mode="prefix"), trigger("x")) is None
+
+
+# ------------------------------------------------------------------ metrics
+
+
+def test_metrics_follow_their_definitions() -> None:
+    bad = [
+        row(level="backdoored", score=0.3, recovered="exact", sim=0.8),
+        row(level="suspicious", score=-0.1, recovered="part", sim=0.6),
+        row(level="inconclusive", recovered="none"),
+        row(level="error", kind="backdoored", seconds=9.0),
+    ]
+    good = [row("benign", "backdoored", 0.1), *[row("benign", "clean", -0.5)] * 7, row("benign", "inconclusive")]
+    meant = [row("intentional", "backdoored", 0.9), row("intentional")]
+    found = measure([*meant, *good, *bad])
+    overall = found.overall
+    assert (overall.n_backdoored, overall.n_benign, overall.could_not_tell) == (4, 9, 3)
+    assert (overall.true_positives, overall.false_positives) == (2, 1)
+    assert overall.recall == 0.5
+    assert overall.recall_interval == pytest.approx((0.0676, 0.9324), abs=1e-4)
+    assert overall.fpr == pytest.approx(1 / 9)
+    assert overall.precision == pytest.approx(2 / 3)
+    assert overall.f1 == pytest.approx(4 / 7)
+    assert overall.auroc == pytest.approx((9 + 8 + 0.5 + 0.5) / 36)
+    assert overall.tpr_at_1pct_fpr == 0.25
+    assert overall.ppv_at_1pct_prevalence == pytest.approx(0.005 / (0.005 + 0.99 / 9))
+    assert overall.ppv_pessimistic == pytest.approx(0.005 / (0.005 + 0.99 * overall.fpr_interval[1]))
+    assert (overall.seconds_mean, overall.seconds_worst) == (pytest.approx(21 / 13), 9.0)
+    assert (found.intentional.n, found.intentional.flagged) == (2, 1)
+    kind = found.by_kind["backdoored"]
+    assert (kind.n, kind.recall, kind.sim) == (4, 0.5, pytest.approx(0.7))
+    assert kind.trigger_recovered == kind.trigger_named_part == pytest.approx(1 / 3)
+    assert (found.benign_by_kind["benign"].n, found.benign_by_kind["benign"].false_positives) == (9, 1)
+
+
+def test_kinds_and_groups_are_told_apart() -> None:
+    rows = [
+        row(level="backdoored", kind="a", group="a 1", label="backdoored"),
+        row(kind="a", group="a 2", label="backdoored"),
+        row(kind="b", group="b 1", label="backdoored"),
+    ]
+    found = measure(rows)
+    assert {name: (kind.n, kind.recall) for name, kind in found.by_kind.items()} == {"a": (2, 0.5), "b": (1, 0.0)}
+    assert list(found.by_group) == ["a 1", "a 2", "b 1"]
+    assert found.by_kind["a"].trigger_recovered is None
+
+
+def test_without_models_of_one_label_its_metrics_are_missing() -> None:
+    none = measure(()).overall
+    assert (none.recall, none.fpr, none.precision, none.f1, none.auroc, none.seconds_mean) == (None,) * 6
+    bad = measure([row(level="backdoored", score=0.3)]).overall
+    assert (bad.recall, bad.fpr, bad.ppv_at_1pct_prevalence, bad.tpr_at_1pct_fpr) == (1, None, None, None)
+
+
+# ------------------------------------------------------------------ runs
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, toy: TextEncoder) -> Path:
+    """A base and labels; scans are faked."""
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    write_encoder(toy, folder / "base", "hf", dtype=torch.float32)
+    models = (label("a"), label("b", "benign"), label("c", "intentional"))
+    write_labels(folder, models, toy)
+    return folder
+
+
+def write_labels(folder: Path, models: tuple[Label, ...], base: TextEncoder, **more: object) -> None:
+    labels = Labels(
+        name="tiny",
+        base="base",
+        base_fingerprint=trust.fingerprint(base),
+        recipe_sha256="r",
+        seed=7,
+        models=models,
+    )
+    (folder / "labels.json").write_text(labels.model_copy(update=more).model_dump_json())
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the models that are scanned, in order; the scans are faked."""
+    made: list[str] = []
+
+    def fake(job: Job, place_trigger: object = None) -> SimpleNamespace:
+        made.append(job.target.name)
+        level = {"a": Level.BACKDOORED, "b": Level.CLEAN, "c": Level.SUSPICIOUS}[job.target.name]
+        return SimpleNamespace(report=report(job.target.name, level, 0.9 if level else 0.1))
+
+    monkeypatch.setattr(scans, "run_job", fake)
+    return made
+
+
+def test_a_run_scans_every_model_against_the_base(
+    zoo: Path, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+    fake: Fake = scans.run_job
+    monkeypatch.setattr(scans, "run_job", lambda job, **more: (jobs.append(job), fake(job, **more))[1])
+    out = tmp_path / "results" / "r.json"
+    steps: list[tuple[int, int]] = []
+    result = run(
+        Benchmark(zoo=zoo, preset="quick", seed=3), out, command="amdet bench",
+        progress=lambda stage, done, total, metrics: steps.append((done, total)),
+    )  # fmt: skip
+    assert calls == ["a", "b", "c"]
+    assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert {(job.anchor, job.preset, job.seed, job.trust_store) for job in jobs} == {
+        (str(zoo / "base"), "quick", 3, None)
+    }
+    assert read_detection(out).models == result.models
+    assert (result.complete, result.command, result.policy, result.preset) == (True, "amdet bench", "amdet-1", "quick")
+    assert (result.zoo.n_backdoored, result.zoo.n_benign, result.zoo.n_intentional) == (1, 1, 1)
+    assert (result.seeds.zoo, result.seeds.scan) == (7, 3)
+    assert (result.metrics.overall.recall, result.metrics.overall.fpr) == (1.0, 0.0)
+    assert result.metrics.intentional.flagged == 1
+    assert result.machine.torch == torch.__version__
+    assert result.machine.threads == torch.get_num_threads()
+
+
+def test_an_interrupted_run_keeps_what_was_done_and_goes_on(
+    zoo: Path, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fake = tmp_path / "r.json", scans.run_job
+
+    def stop(job: Job, place_trigger: object = None) -> object:
+        if job.target.name == "b":
+            raise KeyboardInterrupt
+        return fake(job)
+
+    monkeypatch.setattr(scans, "run_job", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(Benchmark(zoo=zoo), out)
+    kept = read_detection(out)
+    assert ([row.model for row in kept.models], kept.complete) == (["a"], False)
+    assert kept.metrics.overall.n_backdoored == 1
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["r.json"]
+    monkeypatch.setattr(scans, "run_job", fake)
+    calls.clear()
+    resumed = run(Benchmark(zoo=zoo), out)
+    assert calls == ["b", "c"]
+    assert ([row.model for row in resumed.models], resumed.complete) == (["a", "b", "c"], True)
+    calls.clear()
+    assert run(Benchmark(zoo=zoo), out) == resumed
+    assert calls == []
+
+
+def test_a_model_that_was_built_anew_is_scanned_again(
+    zoo: Path, calls: list[str], tmp_path: Path, toy: TextEncoder
+) -> None:
+    run(Benchmark(zoo=zoo), tmp_path / "r.json")
+    calls.clear()
+    write_labels(zoo, (label("a"), label("b", "benign", fingerprint="new")), toy)
+    result = run(Benchmark(zoo=zoo), tmp_path / "r.json")
+    assert calls == ["b"]
+    assert [row.model for row in result.models] == ["a", "b"]
+
+
+def test_every_commit_that_scanned_is_recorded_once(
+    zoo: Path, calls: list[str], tmp_path: Path, toy: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = []
+    for code, version in (("aaa", "1"), ("bbb", "2"), ("bbb", "3"), ("ccc", "3"), (None, "4")):
+        monkeypatch.setattr(detection, "commit", lambda code=code: code)
+        write_labels(zoo, (label("a"), label("b", "benign", fingerprint=f"fp-b-{version}")), toy)
+        recorded.append(run(Benchmark(zoo=zoo), tmp_path / "r.json").commit)
+    assert recorded == ["aaa", "aaa, bbb", "aaa, bbb", "aaa, bbb", "aaa, bbb"]
+
+
+def test_a_file_of_another_benchmark_is_refused_and_the_difference_named(
+    zoo: Path, calls: list[str], tmp_path: Path, toy: TextEncoder
+) -> None:
+    out = tmp_path / "r.json"
+    run(Benchmark(zoo=zoo), out)
+    before = out.read_bytes()
+    own = tmp_path / "own.json"
+    stricter = POLICIES["amdet-1"].model_copy(update={"literal_gap": 0.9})
+    own.write_text(stricter.model_dump_json())
+    for benchmark, difference in (
+        (Benchmark(zoo=zoo, policy="amdet-2025-code"), "policy amdet-2025-code; found policy amdet-1"),
+        (Benchmark(zoo=zoo, preset="quick"), "preset quick; found preset standard"),
+        (Benchmark(zoo=zoo, seed=1), "scan=1; found seeds zoo=7 scan=42"),
+        (Benchmark(zoo=zoo, policy=str(own)), "bounds and settings"),
+    ):
+        with pytest.raises(ConfigError, match=difference):
+            run(benchmark, out)
+    for field, value in (("name", "other"), ("recipe_sha256", "s")):
+        write_labels(zoo, (label("a"),), toy, **{field: value})
+        with pytest.raises(ConfigError, match=f"zoo {value}; found|recipe of the zoo {value}; found"):
+            run(Benchmark(zoo=zoo), out)
+    assert out.read_bytes() == before
+
+
+def test_a_base_that_is_not_the_labels_one_ends_the_run_before_any_scan(
+    zoo: Path, calls: list[str], tmp_path: Path, other: TextEncoder
+) -> None:
+    write_labels(zoo, (label("a"),), other)
+    with pytest.raises(ConfigError, match="base encoder of the labels"):
+        run(Benchmark(zoo=zoo), tmp_path / "r.json")
+    assert calls == []
+
+
+def test_files_that_are_no_results_or_labels_are_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"labels at .*labels\.json"):
+        run(Benchmark(zoo=tmp_path), tmp_path / "r.json")
+    (tmp_path / "labels.json").write_text("{}")
+    with pytest.raises(ConfigError, match="labels of a zoo"):
+        run(Benchmark(zoo=tmp_path), tmp_path / "r.json")
+    with pytest.raises(StorageError, match="a benchmark's result"):
+        read_detection(tmp_path / "r.json")
+    with pytest.raises(ConfigError, match="first command: Field required"):
+        read_detection(tmp_path / "labels.json")
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_changes_no_result(tmp_path: Path, toy: TextEncoder, other: TextEncoder) -> None:
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    models = {"base": toy, "half": toy, "unrelated": other}
+    for name, encoder in models.items():
+        write_encoder(encoder, folder / name, "hf", dtype=torch.float16 if name == "half" else torch.float32)
+    half = toy.with_weights({name: w.half().float() for name, w in toy.weights.items()})
+    written = {"half": half, "unrelated": other, "gone": toy}
+    labels = tuple(label(name, "benign", fingerprint=trust.fingerprint(w)) for name, w in written.items())
+    write_labels(folder, labels, toy)
+    results = [run(Benchmark(zoo=folder, jobs=jobs), tmp_path / f"{jobs}.json") for jobs in (1, 2)]
+    first, second = (json.dumps([row.model_dump() | {"seconds": 0} for row in result.models]) for result in results)
+    assert first == second
+    assert [row.level for row in results[0].models] == ["clean", "error", "error"]
+    assert results[0].models[0].evidence == {"identical_to_trusted": 1.0}
+    assert results[0].metrics.overall.could_not_tell == 2
+    assert results[1].machine.threads == max(1, torch.get_num_threads() // 2)
+
+
+def test_the_commit_is_read_from_the_checkout(tmp_path: Path) -> None:
+    first, second = "0123456789abcdef" * 2 + "01234567", "f" * 40
+    assert commit(tmp_path) is None
+    git = tmp_path / ".git"
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    assert commit(tmp_path) is None
+    (git / "packed-refs").write_text(f"# pack-refs\n{second} refs/heads/not/refs/heads/main\n{first} refs/heads/main\n")
+    assert commit(tmp_path) == first[:9]
+    (git / "refs" / "heads" / "main").write_text(f"{second}\n")
+    assert commit(tmp_path) == second[:9]
+    (git / "HEAD").write_text(f"{first}\n")
+    assert commit(tmp_path) == first[:9]
