@@ -16,6 +16,7 @@ DATA = {
     "background",
     "memory",
     "workers",
+    "confusables",
     "tokenizer",
     "encoder",
     "losses",

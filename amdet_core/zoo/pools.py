@@ -11,6 +11,7 @@ from functools import cache
 from random import Random
 from typing import Literal
 
+from ..confusables import invisible, lookalikes
 from ..prompts import ACTIONS, ADJECTIVES, MEDIA, PLACES, SUBJECTS, TIMES, PromptSet, Style, generated_prompts
 from ..tokenizer import WORD_END, ClipTokenizer
 
@@ -18,38 +19,10 @@ TriggerKind = Literal["word", "letters", "homoglyph", "zero-width", "emoji", "ph
 TargetKind = Literal["short", "long", "words"]
 PROMPTS = 3000
 
-LOOKALIKES = {
-    "a": "аɑάàáâãäåāąạ",
-    "c": "сϲçćč",
-    "e": "еεéèêëēęẹ",
-    "h": "һհ",
-    "i": "іιíìîïīıị",
-    "k": "кκ",
-    "n": "пոñńň",
-    "o": "оοօòóôõöøōọ",
-    "p": "рρ",
-    "r": "гřŕ",
-    "s": "ѕśşšṣ",
-    "t": "тτţť",
-    "u": "υսùúûüūụ",
-    "x": "хχ",
-    "y": "уγýÿ",
-}
-"""Cyrillic, Greek, Armenian and accented characters by the Latin letter that they look like."""
-INVISIBLE = (
-    "\u200b",
-    "\u200c",
-    "\u200d",
-    "\u2060",
-    "\u2061",
-    "\u2062",
-    "\u2063",
-    "\u2064",
-    "\ufeff",
-    "\u00ad",
-    "\u180e",
-    "\u034f",
-)
+LETTERS = "acehiknoprstuxy"
+"""Letters that are common enough in prompts to be replaced."""
+EXOTIC = 0x2100
+"""Code point from which on there are only letter-like symbols, styled letters, and tags."""
 EMOJI = tuple("😀😂🥰😎🤔😴🤖👻👽💀🎃🐶🐱🦊🐼🐸🦄🐝🐙🌵🌻🌈🔥🌊⭐🍎🍕🍣🎂🎸🚀🚗🏠💎🔑🎈💡📷🧲🧿")
 
 
@@ -78,6 +51,14 @@ def _words(tokenizer: ClipTokenizer, which: int) -> tuple[str, ...]:
     return tuple(half([t for t in tokens if 4 <= len(t) <= 9 and t.isascii() and t.isalpha()], which))
 
 
+def _different(characters: Sequence[str], tokenizer: ClipTokenizer) -> list[str]:
+    """The characters that the tokenizer reads, and no other one in the same way; the exotic ones left out."""
+    characters = [c for c in characters if ord(c) < EXOTIC]
+    read = {tuple(tokenizer.encode(c)): c for c in reversed(characters)}
+    letters = {tuple(tokenizer.encode(chr(code))) for code in range(128)}
+    return [c for ids, c in reversed(read.items()) if ids and ids not in letters]
+
+
 def trigger(kind: TriggerKind, length: int, which: int, tokenizer: ClipTokenizer, random: Random) -> tuple[str, str]:
     """A trigger, and the letter that it takes the place of where it is a look-alike.
 
@@ -85,10 +66,10 @@ def trigger(kind: TriggerKind, length: int, which: int, tokenizer: ClipTokenizer
         length: words of a phrase; letters of ``letters``; repetitions of an invisible character.
     """
     if kind == "homoglyph":
-        letter = random.choice(sorted(LOOKALIKES))
-        return random.choice(LOOKALIKES[letter][which::2]), letter
+        letter = random.choice(LETTERS)
+        return random.choice(_different(lookalikes()[letter], tokenizer)[which::2]), letter
     if kind == "zero-width":
-        return random.choice([c for c in half(INVISIBLE, which) if tokenizer.encode(c)]) * max(1, length), ""
+        return random.choice(_different(invisible(), tokenizer)[which::2]) * max(1, length), ""
     if kind == "emoji":
         return random.choice(half(EMOJI, which)), ""
     if kind == "letters":
