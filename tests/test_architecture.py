@@ -26,7 +26,7 @@ DATA = {
     "drawing",
 }
 MEASURES = {
-    "formats", "trust", "forensics", "landscape", "contrast", "compare", "inversion", "evidence", "features",
+    "formats", "trust", "forensics", "landscape", "contrast", "compare", "inversion", "evidence", "features", "sweep",
     "figures",
     "report", "verdict",
 }  # fmt: skip
