@@ -17,7 +17,7 @@ from .errors import AmdetError, EncoderError
 from .formats import FoundEncoder, OpenedTarget
 from .progress import Progress, silent
 from .records import AnchorInfo, EncoderSpec
-from .trust import CASTS, KnownFile, TrustEntry, TrustStore, trust_entry
+from .trust import KnownFile, TrustEntry, TrustStore, trust_entry
 
 SHIPPED = "amdet pocket"
 Chosen = Literal["given", "trusted", "shipped"]
@@ -28,21 +28,20 @@ class Anchor:
     """What is known about one suspect before anything is measured.
 
     Attributes:
-        fingerprint: of the suspect's values.
-        encoder: the trusted encoder to compare it with; None where there is none, or no need for one.
+        fingerprint: of the suspect's values, all that the file has.
+        encoder: the trusted encoder to compare it with, as far as the suspect goes; None where there is none, or
+            no need for one.
         info: which trusted encoder that is, or which one the suspect is.
+        identical: whether all that prompts reach of the suspect has the values of a trusted encoder, or of a cast
+            of one.
         notes: what a reader should know about the choice.
     """
 
     fingerprint: str
     encoder: TextEncoder | None = None
     info: AnchorInfo | None = None
+    identical: bool = False
     notes: tuple[str, ...] = ()
-
-    @property
-    def identical(self) -> bool:
-        """Whether the suspect's values are those of a trusted encoder, or of a cast of one."""
-        return self.info is not None and self.info.fingerprint == self.fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,34 +83,45 @@ class Anchors:
         """
         own = trust.fingerprint(suspect.encoder)
         self._learn(suspect, opened)
-        same = self._identity(suspect, own)
-        if same is not None:
-            return Anchor(own, info=same)
+        notes = _added_tokens(suspect)
+        if same := self._identity(suspect, own):
+            return Anchor(own, info=same, identical=True, notes=notes)
         if self.given:
-            return self._given(suspect, own)
-        if not self.search:
-            return Anchor(own, notes=("no anchor was used, as asked",))
-        chosen, notes = trust.choose_anchor(
-            suspect.encoder,
-            self.store.entries if self.store else (),
-            lambda path: [found.encoder for found in formats.open_target(path).encoders],
-            shipped=_shipped(suspect.encoder.spec),
-            slot=suspect.name,
-        )
+            chosen: trust.Anchor | None = self._given(suspect)
+        elif self.search:
+            chosen, refused = self._nearest(suspect)
+            notes += refused
+        else:
+            return Anchor(own, notes=(*notes, "no anchor was used, as asked"))
         if chosen is None:
             return Anchor(own, notes=(*notes, _no_anchor(suspect)))
-        return Anchor(own, chosen.encoder, chosen.info, notes=notes)
+        anchor, info = suspect.reachable(chosen.encoder), chosen.info
+        notes += _fewer_layers(suspect, chosen.encoder)
+        if cast := trust.cast_between(anchor, suspect.reachable()):
+            info = info.model_copy(update={"name": _named(info.name, cast)})
+            return Anchor(own, info=info, identical=True, notes=notes)
+        return Anchor(own, anchor, info, notes=notes)
 
-    def _given(self, suspect: FoundEncoder, own: str) -> Anchor:
-        comparable = [found for found in self.given if found.encoder.spec.comparable(suspect.encoder.spec)]
-        if not comparable:
+    def _nearest(self, suspect: FoundEncoder) -> tuple[trust.Anchor | None, tuple[str, ...]]:
+        return trust.choose_anchor(
+            suspect.reachable(),
+            self.store.entries if self.store else (),
+            lambda path: [found.encoder for found in formats.open_target(path).encoders],
+            shipped=_shipped(suspect.reachable().spec),
+            slot=suspect.name,
+        )
+
+    def _given(self, suspect: FoundEncoder) -> trust.Anchor:
+        reachable = suspect.reachable()
+        usable = [found for found in self.given if found.encoder.spec.contains(reachable.spec)]
+        if not usable:
             raise EncoderError(
-                expected=f"an anchor with the shape of {suspect.name} ({suspect.encoder.spec.summary})",
+                expected=f"an anchor with the shape of {suspect.name} ({reachable.spec.summary}), or with more layers",
                 found="; ".join(f"{found.name} ({found.encoder.spec.summary})" for found in self.given),
                 remedy="Name the encoder that the suspect was made from, or use --anchor auto.",
             )
         apart, best = min(
-            ((forensics.distance(suspect.encoder, found.encoder), found) for found in comparable),
+            ((forensics.distance(reachable, suspect.reachable(found.encoder)), found) for found in usable),
             key=lambda pair: pair[0],
         )
         if apart > forensics.UNRELATED:
@@ -121,24 +131,22 @@ class Anchors:
                 remedy="Name the encoder that the suspect was made from, or use --anchor auto.",
             )
         value = trust.fingerprint(best.encoder)
-        return Anchor(own, best.encoder, self._info(suspect, Path(self.path).name, "given", value, self.path))
+        return trust.Anchor(best.encoder, self._info(suspect, Path(self.path).name, "given", value, self.path))
 
     def _identity(self, suspect: FoundEncoder, own: str) -> AnchorInfo | None:
-        """The trusted encoder with these values, or whose cast has them."""
-        spec = suspect.encoder.spec
-        for found in self.given:
-            if found.encoder.spec.comparable(spec):
-                for cast in CASTS:
-                    if trust.fingerprint(found.encoder, cast) == own:
-                        return self._info(suspect, _named(Path(self.path).name, cast), "given", own, self.path)
-        for entry in _shipped_entries(spec):
-            for cast, value in entry.fingerprints.items():
-                if value == own:
-                    return self._info(suspect, _named(entry.name, cast), "shipped", own)
-        match = self.store.match(own) if self.store else None
-        if match is None:
-            return None
-        return self._info(suspect, _named(match[0].name, match[1]), "trusted", own, match[0].path or "")
+        """The trusted encoder that has these values, or whose cast has them, known by its fingerprints alone.
+
+        The suspect counts with and without its added token rows.
+        """
+        values = [own, trust.fingerprint(suspect.reachable())] if suspect.added_tokens else [own]
+        for value in values:
+            for entry in _shipped_entries(suspect.reachable().spec):
+                for cast, known in entry.fingerprints.items():
+                    if known == value:
+                        return self._info(suspect, _named(entry.name, cast), "shipped", value)
+            if match := self.store.match(value) if self.store else None:
+                return self._info(suspect, _named(match[0].name, match[1]), "trusted", value, match[0].path or "")
+        return None
 
     @staticmethod
     def _info(suspect: FoundEncoder, name: str, chosen: Chosen, fingerprint: str, path: str = "") -> AnchorInfo:
@@ -222,6 +230,18 @@ def _named(name: str, cast: str) -> str:
     return name if cast == "float32" else f"{name}, cast to {cast}"
 
 
+def _added_tokens(suspect: FoundEncoder) -> tuple[str, ...]:
+    if not suspect.added_tokens:
+        return ()
+    rows = f"{suspect.added_tokens:,} added token row{'s' if suspect.added_tokens > 1 else ''}"
+    return (f"{suspect.name}: {rows} behind CLIP's vocabulary (named tokens of a textual inversion?) are not scanned",)
+
+
+def _fewer_layers(suspect: FoundEncoder, anchor: TextEncoder) -> tuple[str, ...]:
+    ours, theirs = suspect.encoder.spec.layers, anchor.spec.layers
+    return (f"{suspect.name}: compared with the first {ours} of the anchor's {theirs} layers",) if ours < theirs else ()
+
+
 def _no_anchor(suspect: FoundEncoder) -> str:
     return (
         f"{suspect.name}: no trusted encoder of its shape ({suspect.encoder.spec.summary}) is known; "
@@ -231,7 +251,7 @@ def _no_anchor(suspect: FoundEncoder) -> str:
 
 
 def _shipped(spec: EncoderSpec) -> Sequence[tuple[str, TextEncoder]]:
-    return [(SHIPPED, pocket.load("clean"))] if spec.comparable(pocket.SPEC) else []
+    return [(SHIPPED, pocket.load("clean"))] if pocket.SPEC.contains(spec) else []
 
 
 def _shipped_entries(spec: EncoderSpec) -> Sequence[TrustEntry]:

@@ -50,7 +50,7 @@ def compare(
     pairs = [
         (found, others[found.name])
         for found in first.encoders
-        if found.name in others and found.encoder.spec.comparable(others[found.name].encoder.spec)
+        if found.name in others and found.reachable().spec.comparable(others[found.name].reachable().spec)
     ]
     if not pairs:
         sizes = "; ".join(f"{found.name} ({found.encoder.spec.summary})" for found in first.encoders)

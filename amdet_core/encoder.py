@@ -148,10 +148,19 @@ class TextEncoder:
 
     def first_layers(self, count: int) -> TextEncoder:
         """The encoder that ends after its first layers, with the same final norm: what clip skip leaves of it."""
-        if count == self.spec.layers:
+        return self._part(layers=count)
+
+    def first_tokens(self, count: int) -> TextEncoder:
+        """The encoder with the first rows of its token table alone."""
+        return self._part(vocabulary=count)
+
+    def _part(self, **sizes: int) -> TextEncoder:
+        spec = self.spec.model_copy(update=sizes)
+        if spec == self.spec:
             return self
-        spec = self.spec.model_copy(update={"layers": count})
-        return replace(self, spec=spec, weights={name: self.weights[name] for name in expected_shapes(spec)})
+        shapes = expected_shapes(spec)
+        weights = {name: self.weights[name][: shape[0]] for name, shape in shapes.items() if name in self.weights}
+        return replace(self, spec=spec, weights=weights)
 
     def check_finite(self) -> None:
         """Raise NumericalError when any weight is NaN or infinite."""

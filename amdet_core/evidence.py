@@ -36,7 +36,7 @@ INDICATORS: Mapping[str, tuple[str, Literal["higher", "lower"]]] = {
 
 
 def identity(matches: bool, encoder: str, tensors: int) -> Evidence:
-    """Whether every tensor equals that of a trusted encoder."""
+    """Whether all weights that prompts reach equal those of a trusted encoder."""
     return Evidence(
         name="identical_to_trusted",
         value=float(matches),

@@ -87,9 +87,14 @@ class EncoderSpec(Record):
         return f"{self.layers}x{self.width}, {self.vocabulary:,} tokens, {self.positions} positions"
 
     def comparable(self, other: EncoderSpec) -> bool:
-        """Whether the two have the same tensors, so that one can be the anchor of the other."""
-        same = ("width", "layers", "heads", "mlp_width", "vocabulary", "positions", "causal", "pooled_head")
-        return all(getattr(self, field) == getattr(other, field) for field in same)
+        """Whether the two have the same tensors."""
+        return self.contains(other) and other.contains(self)
+
+    def contains(self, other: EncoderSpec) -> bool:
+        """Whether its first layers and token rows have the tensors of the other, so that they can be its anchor."""
+        same = ("width", "heads", "mlp_width", "positions", "causal", "pooled_head")
+        equal = all(getattr(self, field) == getattr(other, field) for field in same)
+        return equal and self.layers >= other.layers and self.vocabulary >= other.vocabulary
 
 
 class EncoderInfo(Record):

@@ -45,7 +45,7 @@ class Subject:
         name: of the encoder within its file.
         suspect: the encoder.
         anchor: a trusted encoder with the same tensors, or None.
-        identical: whether it is a trusted encoder, tensor by tensor; nothing is measured then.
+        identical: whether it is a trusted encoder, number for number; nothing is measured then.
     """
 
     name: str

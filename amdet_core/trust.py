@@ -68,6 +68,20 @@ def fingerprint(encoder: TextEncoder, cast: Cast = "float32") -> str:
     return digest.hexdigest()
 
 
+def cast_between(anchor: TextEncoder, suspect: TextEncoder) -> Cast | None:
+    """The precision to which an anchor's values are the suspect's when rounded, float32 where they are as they are.
+
+    None where they differ. What is compared is what a fingerprint covers; the two have the same tensors.
+    """
+    names = sorted(suspect.weights.keys() - {PROJECTION}, key=lambda name: suspect.weights[name].numel())
+
+    def equal(cast: Cast, name: str) -> bool:
+        weight = anchor.weights[name] if cast == "float32" else forensics.rounded(anchor.weights[name], cast)
+        return torch.equal(weight, suspect.weights[name])
+
+    return next((cast for cast in CASTS if all(equal(cast, name) for name in names)), None)
+
+
 # ------------------------------------------------------------------ the user's store
 
 
@@ -238,8 +252,9 @@ def choose_anchor(
 ) -> tuple[Anchor | None, tuple[str, ...]]:
     """The trusted encoder of the suspect's architecture whose weights are nearest to it.
 
-    A trusted file is read again and used only if it still holds the values that were trusted. An encoder
-    from another training run is no anchor and is not used.
+    One with more layers or token rows than the suspect is compared by its first ones. A trusted file is read
+    again and used only if it still holds the values that were trusted. An encoder from another training run
+    is no anchor and is not used.
 
     Args:
         open_encoders: reads all encoders of a file or folder.
@@ -247,15 +262,16 @@ def choose_anchor(
         slot: name of the suspect within its file.
 
     Returns:
-        The anchor, or None where there is none, and one note for every trusted encoder that was refused
-        and for a choice among several.
+        The anchor as it was trusted, or None where there is none, and one note for every trusted encoder that
+        was refused and for a choice among several.
 
     An anchor file that can't be read is a note, not an error.
     """
     notes: list[str] = []
     best, nearest, usable = None, math.inf, 0
     for anchor in _candidates(suspect.spec, entries, open_encoders, shipped, slot, notes):
-        apart = forensics.distance(suspect, anchor.encoder)
+        part = anchor.encoder.first_layers(suspect.spec.layers).first_tokens(suspect.spec.vocabulary)
+        apart = forensics.distance(suspect, part)
         if apart > forensics.UNRELATED:
             notes.append(f"{anchor.info.name}: not used as anchor, its weights are unrelated (distance {apart:.2g})")
             continue
@@ -277,7 +293,7 @@ def _candidates(
 ) -> Iterator[Anchor]:
     """One after the other, the user's own first: several may not fit into memory."""
     for entry in entries:
-        if entry.path is not None and spec.comparable(entry.spec):
+        if entry.path is not None and entry.spec.contains(spec):
             encoder = _read_again(entry, Path(entry.path), open_encoders, notes)
             if encoder is not None:
                 info = AnchorInfo(
@@ -285,7 +301,7 @@ def _candidates(
                 )
                 yield Anchor(encoder, info)
     for name, encoder in shipped:
-        if spec.comparable(encoder.spec):
+        if encoder.spec.contains(spec):
             values = fingerprint(encoder)
             yield Anchor(encoder, AnchorInfo(encoder=slot, name=name, path="", fingerprint=values, chosen="shipped"))
 

@@ -19,7 +19,7 @@ from .errors import ConfigError
 from .records import RUNS, Evidence, Fault, Level, LevelName, Record, Verdict
 
 IDENTITY = "identical_to_trusted"
-"""Evidence that ends a scan: 1 when every tensor equals a trusted encoder's."""
+"""Evidence that ends a scan: 1 when all weights that prompts reach equal a trusted encoder's."""
 
 
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
@@ -246,7 +246,7 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
         return evidence[name].value if name in evidence else None
 
     if value(IDENTITY) == 1 and not failed:
-        return Level.CLEAN, ["every tensor equals that of a trusted encoder"]
+        return Level.CLEAN, ["all weights that prompts reach equal those of a trusted encoder"]
     found = [finding for finding in policy.findings if finding.holds(value)]
     if found:
         level = max(finding.level for finding in found)
@@ -272,7 +272,7 @@ def _statement(level: Level, policy: Policy, evidence: Sequence[Evidence]) -> st
     searches = "1 search" if runs == 1 else f"{runs} independent searches"
     measured = {e.encoder for e in evidence}
     if level == Level.CLEAN and measured == {e.encoder for e in evidence if e.name == IDENTITY and e.value == 1}:
-        return "The weights are, number for number, those of an encoder that you or this tool trust."
+        return "The weights that prompts reach are, number for number, those of an encoder that you or this tool trust."
     return {
         Level.CLEAN: f"No evidence of a backdoor was found under policy {policy.name} with {prompts} held-out "
         f"prompts and {searches}. "

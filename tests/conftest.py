@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amdet_core.encoder import TextEncoder, expected_shapes
+from amdet_core.encoder import TOKEN_TABLE, TextEncoder, expected_shapes
 from amdet_core.records import EncoderSpec
 from amdet_core.tokenizer import clip_tokenizer
 
@@ -20,6 +20,14 @@ def random_encoder(spec: EncoderSpec = TOY, seed: int = 0, scale: float = 0.05) 
         noise = torch.randn(shape, generator=generator) * scale
         weights[name] = noise + 1 if "norm" in name and name.endswith("weight") else noise
     return TextEncoder(spec, weights, clip_tokenizer())
+
+
+def with_added_tokens(encoder: TextEncoder, count: int) -> TextEncoder:
+    """An encoder with rows behind the vocabulary, as diffusers adds them for a textual inversion."""
+    table = encoder.weights[TOKEN_TABLE]
+    rows = torch.randn(count, encoder.spec.width, generator=torch.Generator().manual_seed(3)) * table.std()
+    spec = encoder.spec.model_copy(update={"vocabulary": encoder.spec.vocabulary + count})
+    return TextEncoder(spec, {**encoder.weights, TOKEN_TABLE: torch.cat((table, rows))}, encoder.tokenizer)
 
 
 @pytest.fixture(scope="session")

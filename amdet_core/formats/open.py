@@ -50,10 +50,23 @@ class FoundEncoder:
     assumptions: tuple[str, ...]
     used_layers: int | None = None
 
+    @property
+    def added_tokens(self) -> int:
+        """Rows of the token table that no prompt reaches: the tokenizer can't produce their ids."""
+        return max(0, self.encoder.spec.vocabulary - len(self.encoder.tokenizer))
+
+    def reachable(self, encoder: TextEncoder | None = None) -> TextEncoder:
+        """This encoder without added token rows, or as much of another one: as many layers and token rows.
+
+        Raises:
+            EncoderError: the other one has fewer.
+        """
+        spec = self.encoder.spec
+        return (encoder or self.encoder).first_layers(spec.layers).first_tokens(spec.vocabulary - self.added_tokens)
+
     def in_use(self, encoder: TextEncoder | None = None) -> TextEncoder:
-        """This encoder, or another one of its shape, without the layers that do not count."""
-        whole = encoder or self.encoder
-        return whole.first_layers(self.used_layers or whole.spec.layers)
+        """What is reachable of this encoder, or as much of another one, without the layers that do not count."""
+        return self.reachable(encoder).first_layers(self.used_layers or self.encoder.spec.layers)
 
 
 @dataclass(frozen=True, eq=False)

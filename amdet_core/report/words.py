@@ -11,6 +11,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from ..records import Candidate, Evidence, Forensics, Level, ScanReport, Trigger
 from ..storage import PSEUDO_TRIGGER
+from ..verdict import IDENTITY
 
 HEADLINES = {
     Level.CLEAN: "No evidence of a backdoor",
@@ -55,7 +56,7 @@ MEANINGS = {
     "suspect_collapse": "agreement of the suspect's outputs across prompts, with the feature",
     "anchor_collapse": "agreement of the anchor's outputs across prompts, with the feature",
     "smallest_gap_of_seeds": "gap of the weakest of the independent runs",
-    "identical_to_trusted": "1: every tensor equals a trusted encoder's",
+    "identical_to_trusted": "1: all weights that prompts reach equal a trusted encoder's",
     "running_loss": "mean loss since the first step",
     "assimilation": "similarity of the token positions to each other",
     "assimilation_share": "prompts whose positions became alike",
@@ -157,9 +158,8 @@ def strongest(report: ScanReport, encoder: str | None = None) -> Candidate | Non
 
 
 def identical(report: ScanReport) -> tuple[str, ...]:
-    """Names of the encoders whose values equal their anchor's."""
-    anchors = {anchor.encoder: anchor.fingerprint for anchor in report.anchor or ()}
-    return tuple(e.name for e in report.target.encoders if anchors.get(e.name) == e.fingerprint)
+    """Names of the encoders that equal a trusted one."""
+    return tuple(e.encoder for e in report.evidence if e.name == IDENTITY and e.value == 1)
 
 
 # ------------------------------------------------------------------ sections
@@ -213,7 +213,8 @@ def _compared(report: ScanReport) -> Iterator[str]:
         if anchor is None:
             yield f"{encoder.name}: with nothing; no trusted encoder of the same sizes was at hand."
         elif encoder.name in equal:
-            yield f"{encoder.name}: identical, number for number, to {anchor.name} ({ANCHORS[anchor.chosen]})."
+            who = f"{anchor.name} ({ANCHORS[anchor.chosen]})"
+            yield f"{encoder.name}: identical, number for number, to {who} in all that prompts reach."
         else:
             yield f"{encoder.name}: with {anchor.name} ({ANCHORS[anchor.chosen]})."
     if not report.target.encoders:
@@ -271,7 +272,7 @@ def _weights(report: ScanReport) -> Iterator[str]:
         if encoder.name in compared:
             yield from _changes(compared[encoder.name])
         elif encoder.name in equal:
-            yield f"{encoder.name}: nothing; they are the anchor's."
+            yield f"{encoder.name}: nothing; those that prompts reach are the anchor's."
         else:
             yield f"{encoder.name}: not known; they were not compared."
     if not report.target.encoders:

@@ -9,12 +9,12 @@ import torch
 
 from amdet_core import formats, pocket, trust
 from amdet_core.anchors import Anchors, learn_known, trusted, vouch
-from amdet_core.encoder import TextEncoder
+from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import EncoderError
 from amdet_core.formats import write_encoder
 from amdet_core.trust import TrustStore
 
-from ..conftest import TOY, random_encoder
+from ..conftest import TOY, random_encoder, with_added_tokens
 
 
 def near(encoder: TextEncoder, scale: float = 0.003) -> TextEncoder:
@@ -69,12 +69,59 @@ def test_the_named_anchor_is_used_and_identity_with_it_seen(toy: TextEncoder, tm
 
 def test_an_anchor_of_another_size_or_training_run_is_refused(toy: TextEncoder, tmp_path: Path) -> None:
     suspect = save(toy, tmp_path / "suspect.safetensors")
-    deeper = save(random_encoder(TOY.model_copy(update={"layers": 3})), tmp_path / "deeper.safetensors")
+    shallower = save(toy.first_layers(1), tmp_path / "shallower.safetensors")
     with pytest.raises(EncoderError, match=r"expected an anchor with the shape of text_encoder \(2x64"):
-        match(str(deeper), suspect, None)
+        match(str(shallower), suspect, None)
     stranger = save(random_encoder(seed=8), tmp_path / "stranger.safetensors")
     with pytest.raises(EncoderError, match="unrelated weights"):
         match(str(stranger), suspect, None)
+
+
+ADDED = (
+    "text_encoder: 5 added token rows behind CLIP's vocabulary (named tokens of a textual inversion?) are not scanned"
+)
+FEWER = "text_encoder: compared with the first 1 of the anchor's 2 layers"
+SHAPES = {"fewer layers": ((1, 0), (FEWER,)), "added tokens": ((2, 5), (ADDED,)), "both": ((1, 5), (ADDED, FEWER))}
+
+
+@pytest.mark.parametrize(("shape", "notes"), SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("how", ["given", "trusted"])
+def test_an_encoder_with_fewer_layers_or_added_tokens_has_an_anchor(
+    toy: TextEncoder, tmp_path: Path, store: Path, shape: tuple[int, int], notes: tuple[str, ...], how: str
+) -> None:
+    official = save(toy, tmp_path / "official.safetensors")
+    if how == "trusted":
+        vouch(official, None, store)
+    choice, layers, added = str(official) if how == "given" else "auto", *shape
+    suspect = with_added_tokens(near(toy).first_layers(layers), added)
+    found = match(choice, save(suspect, tmp_path / "suspect.safetensors"), store)
+    assert (found.identical, found.info.chosen, found.notes) == (False, how, notes)
+    assert (found.encoder.spec.layers, found.encoder.spec.vocabulary) == (layers, TOY.vocabulary)
+    assert found.fingerprint == trust.fingerprint(suspect)
+
+    same = save(with_added_tokens(toy.first_layers(layers), added), tmp_path / "same.safetensors", torch.float16)
+    found = match(choice, same, store)
+    assert (found.identical, found.encoder, found.notes) == (True, None, notes)
+    assert found.info.name == "official.safetensors, cast to float16"
+
+
+def test_an_anchor_with_added_tokens_serves(toy: TextEncoder, tmp_path: Path, store: Path) -> None:
+    official = save(with_added_tokens(toy, 3), tmp_path / "official.safetensors")
+    vouch(official, None, store)
+    suspect = save(near(toy), tmp_path / "suspect.safetensors")
+    for choice in ("auto", str(official)):
+        assert match(choice, suspect, store).encoder.spec.vocabulary == TOY.vocabulary
+        assert match(choice, save(toy, tmp_path / "same.safetensors"), store).identical
+    assert match("none", official, store).identical
+
+
+def test_a_change_that_prompts_reach_is_no_identity_in_any_shape(toy: TextEncoder, tmp_path: Path, store: Path) -> None:
+    vouch(save(toy, tmp_path / "official.safetensors"), None, store)
+    table = toy.weights[TOKEN_TABLE].clone()
+    table[-1, 0] += 1e-3
+    changed = toy.with_weights({**toy.weights, TOKEN_TABLE: table})
+    for suspect in (with_added_tokens(changed, 5), changed.first_layers(1)):
+        assert not match("auto", save(suspect, tmp_path / "suspect.safetensors"), store).identical
 
 
 def test_without_a_trusted_encoder_of_its_shape_there_is_a_note_what_to_do(toy: TextEncoder, tmp_path: Path) -> None:

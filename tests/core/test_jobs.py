@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ from amdet_core.attacks import Placement
 from amdet_core.config import ContrastConfig, LandscapeConfig, ScanConfig
 from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError, EncoderError
-from amdet_core.formats import FoundEncoder, OpenedTarget, file_sha256, write_encoder
+from amdet_core.formats import FoundEncoder, OpenedTarget, file_sha256, open_target, write_encoder
 from amdet_core.jobs import Job, choose_device, run_job, scan_opened
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
 from amdet_core.verdict import POLICIES
+
+from ..conftest import with_added_tokens
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,34 @@ def test_both_encoders_of_a_checkpoint_are_scanned_and_the_worse_verdict_counts(
     }
     assert report.trigger is not None
     assert report.trigger.encoder == "clip_l"
+
+
+@pytest.mark.parametrize("layout", ["hf", "comfyui"])
+def test_an_encoder_of_another_shape_than_its_anchor_is_scanned_and_the_report_says_what_was_left_out(
+    tmp_path: Path, layout: Literal["hf", "comfyui"]
+) -> None:
+    config = ScanConfig(
+        contrast=ContrastConfig(vectors=(1,), seeds=1, steps=25, restarts=4, pool=16, prompts=4, literal_leads=8),
+        landscape=None,
+    )
+    found = {}
+    for name in pocket.NAMES:
+        write_encoder(with_added_tokens(pocket.load(name).first_layers(3), 5), tmp_path / name, layout)
+        opened, anchors = open_target(tmp_path / name), Anchors.of("auto", None)
+        outcome = scan_opened(opened, anchors, config, POLICIES["amdet-1"], builtin_prompts(400), torch.device("cpu"))
+        report = outcome.report
+        found[name] = report.verdict.level, [item.value for item in report.evidence if "identical" in item.name]
+        assert report.not_checked[:2] == (
+            "text_encoder: 5 added token rows behind CLIP's vocabulary (named tokens of a textual inversion?) are not "
+            "scanned",
+            "text_encoder: compared with the first 3 of the anchor's 4 layers",
+        )
+        assert (report.target.encoders[0].spec.layers, report.target.encoders[0].spec.vocabulary) == (3, 49413)
+    assert found == {
+        "clean": (Level.CLEAN, [1]),
+        "backdoored": (Level.BACKDOORED, [0]),
+        "benign": (Level.CLEAN, [0]),
+    }
 
 
 def test_the_recovered_feature_does_what_the_known_trigger_does(encoders: Path) -> None:

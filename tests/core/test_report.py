@@ -129,14 +129,16 @@ def report(level: Level, statement: str, *reasons: str, **fields: object) -> Sca
     return ScanReport.model_validate(values | fields)
 
 
+IDENTITY = Evidence(name="identical_to_trusted", value=1, unit="tensors", direction="none", n=196, encoder="clip_l")
+
+
 def clean() -> ScanReport:
-    identity = Evidence(name="identical_to_trusted", value=1, unit="tensors", direction="none", n=196, encoder="clip_l")
     return report(
         Level.CLEAN,
-        "The weights are, number for number, those of an encoder that you or this tool trust.",
-        "every tensor equals that of a trusted encoder",
+        "The weights that prompts reach are, number for number, those of an encoder that you or this tool trust.",
+        "all weights that prompts reach equal those of a trusted encoder",
         anchor=(anchor(fingerprint="a" * 64),),
-        evidence=(identity,),
+        evidence=(IDENTITY,),
     )
 
 
@@ -190,11 +192,11 @@ def sdxl() -> ScanReport:
     return report(
         Level.SUSPICIOUS,
         "The encoder behaves unlike a fine-tune of its anchor; treat it as unsafe until explained.",
-        "clip_l: every tensor equals that of a trusted encoder",
+        "clip_l: all weights that prompts reach equal those of a trusted encoder",
         "clip_g: outputs collapse more than in the anchor, but less than known backdoors do (gap_k1 0.48 >= 0.45)",
         target=target,
         anchor=(anchor(), anchor("clip_g")),
-        evidence=(gap(0.48, of="clip_g"), gap(0.55, "gap_k5", of="clip_g")),
+        evidence=(IDENTITY, gap(0.48, of="clip_g"), gap(0.55, "gap_k5", of="clip_g")),
         candidates=(candidate(0.48, of="clip_g", around=surface(15)),),
         forensics=(forensics("clip_g", 32),),
     )
