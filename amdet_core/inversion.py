@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,15 +22,30 @@ from .landscape import landscape
 from .memory import Batches
 from .progress import Progress, silent
 from .records import Landscape
+from .verdict import Condition
 
 CHUNK = 32
 """Held-out prompts that run side by side."""
 
-OWN = ("assimilation", "assimilation_share", "same_target_share")
-"""Indicators that need the suspect's outputs alone; gates that fail on them cost a third of the others."""
+KEPT = 1 << 30
+"""Bytes of the held-out prompts' outputs without the feature that are kept for all candidates."""
 
-Accept = Callable[[Callable[[str], float]], bool]
-"""Stop rule: gets a function that measures an indicator by name, and asks only for those it needs."""
+INDICATORS = (
+    "running_loss", "assimilation", "assimilation_share", "same_target_share", "deviation", "deviation_share",
+    "anchor_cosine", "anchor_deviation_share", "positive_share",
+)  # fmt: skip
+"""What is measured of a feature."""
+
+SHARES = {
+    "assimilation_share": "assimilation",
+    "same_target_share": "same_target",
+    "deviation_share": "deviation",
+    "anchor_deviation_share": "anchor_cosine",
+}
+"""Shares of prompts, and the quantity of each prompt that decides whether it counts."""
+
+Accept = Callable[[Callable[[Condition], bool]], bool]
+"""Stop rule: gets a function that tests a condition on an indicator, and tests only those that it needs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,82 +110,121 @@ class Pair:
         return landscape(lambda v: self.loss(hidden, v), vectors, config, generator, progress)
 
 
-@dataclass(eq=False)
-class _Measure:
-    """Indicators of one candidate on the held-out prompts; each is computed when first asked for."""
+@dataclass(frozen=True, eq=False)
+class _HeldOut:
+    """The held-out prompts, and what is the same for all candidates: the suspect's outputs without a feature."""
 
     pair: Pair
-    vectors: Tensor
-    held_out: Sequence[str]
-    running_loss: float
-    landscape_config: LandscapeConfig
-    generator: torch.Generator
+    prompts: Sequence[str]
     progress: Progress
-    _values: dict[str, float] = field(default_factory=dict)
-    surface: Landscape | None = None
+    kept: dict[int, Tensor] = field(default_factory=dict)
 
-    def __call__(self, name: str) -> float:
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        """Where each chunk starts, and its placed embeddings ``(B, T, D)``."""
+        for start in range(0, len(self.prompts), CHUNK):
+            yield start, self.pair.hidden(self.prompts[start : start + CHUNK])
+            self.progress("indicators", min(start + CHUNK, len(self.prompts)), len(self.prompts))
+
+    def original(self, start: int, hidden: Tensor) -> Tensor:
+        """The suspect's states ``(B, T, D)`` of a chunk, computed once for what fits into :data:`KEPT`."""
+        if start in self.kept:
+            return self.kept[start]
+        states = self.pair.suspect.transform(hidden)
+        if (start + CHUNK) * states[0].nbytes <= KEPT:
+            self.kept[start] = states
+        return states
+
+
+class _Measure:
+    """Indicators of one candidate on the held-out prompts, measured as far as they are asked for.
+
+    A share is settled before all prompts are measured when those that are left can't carry it over the
+    bound any more; what was measured is remembered.
+    """
+
+    def __init__(
+        self,
+        held_out: _HeldOut,
+        vectors: Tensor,
+        running_loss: float,
+        surround: Callable[[Tensor], Landscape],
+    ) -> None:
+        self.vectors = vectors
+        self.running_loss = running_loss
+        self._held_out = held_out
+        self._surround = surround
+        self._sources = {"anchor_cosine": self._of_anchor()}
+        self._sources |= dict.fromkeys(("assimilation", "same_target", "deviation"), self._of_suspect())
+        self._measured: dict[str, list[Tensor]] = {name: [] for name in self._sources}
+
+    def holds(self, condition: Condition) -> bool:
+        """Whether a condition on one indicator holds."""
+        name = condition.evidence
+        if name not in SHARES:
+            return condition.holds(self.value(name))
+        while (settled := condition.settled(*self._range(name))) is None:
+            self._go_on(SHARES[name])
+        return settled
+
+    def value(self, name: str) -> float:
+        """An indicator over all prompts."""
         if name == "running_loss":
             return self.running_loss
-        if name == "positive_share" and self.surface is None:
-            self._values[name] = self._landscape().positive_share
-        elif name not in self._values:
-            self._values |= self._own() if name in OWN else self._against()
-        return self._values[name]
+        if name == "positive_share":
+            return self.surface.positive_share
+        series = SHARES.get(name, name)
+        while self._go_on(series):
+            pass
+        return self._range(name)[0] if name in SHARES else float(torch.cat(self._measured[series]).mean())
 
-    def _landscape(self) -> Landscape:
-        self.surface = self.pair.landscape(
-            self.vectors, self.held_out, self.landscape_config, self.generator, self.progress
-        )
-        return self.surface
+    @cached_property
+    def surface(self) -> Landscape:
+        """The loss around the vectors."""
+        return self._surround(self.vectors)
 
-    def _chunks(self) -> Iterator[Tensor]:
-        """Placed embeddings of the held-out prompts, ``(B, T, D)`` at a time."""
-        for start in range(0, len(self.held_out), CHUNK):
-            yield self.pair.hidden(self.held_out[start : start + CHUNK])
-            self.progress("indicators", min(start + CHUNK, len(self.held_out)), len(self.held_out))
+    def _range(self, name: str) -> tuple[float, float]:
+        """The least and the most that a share can be, by the prompts that were measured."""
+        c, total = self._held_out.pair.config, len(self._held_out.prompts)
+        above = {"assimilation": c.assimilated_above, "same_target": c.same_above}
+        series = SHARES[name]
+        counted = seen = 0
+        for values in self._measured[series]:
+            counted += int((values > above[series] if series in above else values < c.deviates_below).sum())
+            seen += len(values)
+        return counted / total, (counted + total - seen) / total
+
+    def _go_on(self, series: str) -> bool:
+        """Measure one more chunk; False where all are done."""
+        chunk = next(self._sources[series], {})
+        for name, values in chunk.items():
+            self._measured[name].append(values)
+        return bool(chunk)
 
     @torch.no_grad()
-    def _own(self) -> dict[str, float]:
-        """What the suspect's outputs with the feature show by themselves."""
-        c = self.pair.config
-        assimilations, sames = [], []
-        reference: Tensor | None = None
-        for hidden in self._chunks():
-            states = self.pair.suspect.transform(splice(hidden, self.vectors[None], c.insert_at)).squeeze(0)
+    def _of_suspect(self) -> Iterator[dict[str, Tensor]]:
+        """What its outputs with the feature show by themselves, and how far they are from those without."""
+        pair, reference = self._held_out.pair, None
+        for start, hidden in self._held_out.chunks():
+            states = pair.suspect.transform(splice(hidden, self.vectors[None], pair.config.insert_at)).squeeze(0)
             reference = states[:1] if reference is None else reference
-            assimilations.append(losses.assimilation(states))
-            sames.append(losses.agreement(states, reference))
-        assimilated, same = torch.cat(assimilations), torch.cat(sames)
-        return {
-            "assimilation": float(assimilated.mean()),
-            "assimilation_share": _share(assimilated > c.assimilated_above),
-            # As published: prompt 0 is not counted, but the share is of all prompts.
-            "same_target_share": float((same[1:] > c.same_above).sum()) / len(same),
-        }
+            same = losses.agreement(states, reference)
+            if start == 0:
+                same[0] = float("nan")  # As published: prompt 0 is not counted, but the share is of all prompts.
+            deviation = losses.agreement(states, self._held_out.original(start, hidden))
+            yield {"assimilation": losses.assimilation(states), "same_target": same, "deviation": deviation}
 
     @torch.no_grad()
-    def _against(self) -> dict[str, float]:
-        """How they compare with its outputs without the feature, and with the anchor's."""
-        c = self.pair.config
-        deviations, anchors = [], []
-        for hidden in self._chunks():
-            states, anchored, original = (x.squeeze(0) for x in self.pair.outputs(hidden, self.vectors[None]))
-            deviations.append(losses.agreement(states, original))
-            anchors.append(losses.agreement(states, anchored))
-        deviation, anchor = torch.cat(deviations), torch.cat(anchors)
-        return {
-            "deviation": float(deviation.mean()),
-            "deviation_share": _share(deviation < c.deviates_below),
-            "anchor_cosine": float(anchor.mean()),
-            "anchor_deviation_share": _share(anchor < c.deviates_below),
-        }
+    def _of_anchor(self) -> Iterator[dict[str, Tensor]]:
+        """How far the suspect's outputs are from the anchor's with the same feature."""
+        pair = self._held_out.pair
+        for _, hidden in self._held_out.chunks():
+            spliced = splice(hidden, self.vectors[None], pair.config.insert_at)
+            states, anchored = (one.transform(spliced).squeeze(0) for one in (pair.suspect, pair.anchor))
+            yield {"anchor_cosine": losses.agreement(states, anchored)}
 
     def all(self) -> dict[str, float]:
-        """Every indicator, those that the stop rule did not ask for included."""
-        for name in ("assimilation", "deviation", "positive_share"):
-            self(name)
-        return {"running_loss": self.running_loss, **self._values}
+        """Every indicator over all prompts, those that the stop rule did not ask for included."""
+        return {name: self.value(name) for name in INDICATORS}
 
 
 def invert(
@@ -202,9 +257,13 @@ def invert(
     history: list[float] = []
     batches = Batches(config.batch)
 
+    asked = _HeldOut(pair, held_out, progress)
+
+    def surround(point: Tensor) -> Landscape:
+        return pair.landscape(point, held_out, landscape_config, generator, progress)
+
     def measure() -> _Measure:
-        running = sum(history) / max(1, steps_counted)
-        return _Measure(pair, vectors.detach(), held_out, running, landscape_config, generator, progress)
+        return _Measure(asked, vectors.detach(), sum(history) / max(1, steps_counted), surround)
 
     for epoch in range(config.epochs):
         order = torch.randperm(len(fit), generator=generator).tolist()
@@ -225,18 +284,16 @@ def invert(
             steps_counted = epoch * per_epoch + i + 1
             running = sum(history) / steps_counted
             progress("inversion", steps_counted, total, {"loss": history[-1], "running_loss": running})
-            if i % config.check_every == 0 and accept(gates := measure()):
+            if i % config.check_every == 0 and accept((gates := measure()).holds):
                 return _result(gates, history, accepted=True)
             if config.epoch_break is not None and running < config.epoch_break:
                 break
     gates = measure()
-    return _result(gates, history, accepted=accept(gates))
+    return _result(gates, history, accepted=accept(gates.holds))
 
 
 def _result(measure: _Measure, history: list[float], *, accepted: bool) -> Inversion:
-    indicators = measure.all()
-    assert measure.surface is not None
-    return Inversion(measure.vectors, tuple(history), indicators, measure.surface, accepted)
+    return Inversion(measure.vectors, tuple(history), measure.all(), measure.surface, accepted)
 
 
 def _finite(loss: Tensor, step: int) -> float:
@@ -248,7 +305,3 @@ def _finite(loss: Tensor, step: int) -> float:
             remedy="The encoder's outputs overflow; its weights are damaged or its dtype is too narrow.",
         )
     return value
-
-
-def _share(mask: Tensor) -> float:
-    return float(mask.double().mean())

@@ -315,7 +315,7 @@ class _Stages:
             settings,
             self.config.landscape if gates and self.config.landscape else LandscapeConfig(grid=25),
             seed=self.config.seed,
-            accept=lambda measure: any(finding.holds(measure) for finding in gates),
+            accept=lambda holds: any(finding.holds(holds) for finding in gates),
             progress=self.progress,
         )
         self.found.evidence += evidence.published(result.indicators, len(self.held_out), self.subject.name)

@@ -46,6 +46,11 @@ class Condition(Record):
         distance = value - self.bound if self.op in (">", ">=") else self.bound - value
         return distance or (math.ulp(0.0) if self.holds(value) else 0.0)
 
+    def settled(self, low: float, high: float) -> bool | None:
+        """Whether it holds for every value from ``low`` to ``high``; None where that depends on the value."""
+        holds = self.holds(low)
+        return holds if holds == self.holds(high) else None
+
     def __str__(self) -> str:
         return f"{self.evidence} {self.op} {self.bound:g}"
 
@@ -57,13 +62,9 @@ class Finding(Record):
     reason: str
     when: tuple[Condition, ...] = Field(min_length=1)
 
-    def holds(self, measure: Callable[[str], float | None]) -> bool:
-        """Whether all conditions hold; stops at the first that does not, and asks for nothing behind it."""
-        for condition in self.when:
-            value = measure(condition.evidence)
-            if value is None or not condition.holds(value):
-                return False
-        return True
+    def holds(self, test: Callable[[Condition], bool]) -> bool:
+        """Whether all conditions pass a test; stops at the first that does not, and tests nothing behind it."""
+        return all(test(condition) for condition in self.when)
 
     def margin(self, measure: Callable[[str], float | None]) -> float:
         """The smallest margin of its conditions, minus infinity where one was not measured."""
@@ -247,7 +248,12 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
 
     if value(IDENTITY) == 1 and not failed:
         return Level.CLEAN, ["all weights that prompts reach equal those of a trusted encoder"]
-    found = [finding for finding in policy.findings if finding.holds(value)]
+
+    def holds(condition: Condition) -> bool:
+        measured = value(condition.evidence)
+        return measured is not None and condition.holds(measured)
+
+    found = [finding for finding in policy.findings if finding.holds(holds)]
     if found:
         level = max(finding.level for finding in found)
         return level, [_reason(finding, value) for finding in found if finding.level == level] + failed

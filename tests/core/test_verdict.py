@@ -106,13 +106,19 @@ def test_the_worst_encoder_decides_and_is_named() -> None:
 def test_findings_ask_in_order_and_stop_at_the_first_that_fails() -> None:
     asked: list[str] = []
 
-    def measure(name: str) -> float:
-        asked.append(name)
-        return -1.0
+    def test(condition: Condition) -> bool:
+        asked.append(condition.evidence)
+        return condition.holds(-1.0)
 
     (finding,) = POLICIES["amdet-2025-code"].findings
-    assert not finding.holds(measure)
+    assert not finding.holds(test)
     assert asked == ["running_loss", "assimilation_share"]
+
+
+def test_a_condition_is_settled_when_every_value_left_says_the_same() -> None:
+    above, at_most = (Condition(evidence="x", op=op, bound=0.5) for op in (">", "<="))
+    assert [above.settled(0.2, 0.5), above.settled(0.5, 0.6), above.settled(0.6, 1)] == [False, None, True]
+    assert [at_most.settled(0.2, 0.5), at_most.settled(0.5, 0.6), at_most.settled(0.6, 1)] == [True, None, False]
 
 
 def test_a_policy_file_is_read_back_and_a_damaged_one_refused(tmp_path: Path) -> None:
