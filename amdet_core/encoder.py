@@ -261,6 +261,21 @@ class TextEncoder:
         return self.transform(self.place(self.embed(batch.ids)))
 
     @torch.no_grad()
+    def attentions(self, batch: TokenBatch) -> Tensor:
+        """How much every position (row) attends to every other (column), averaged over the heads.
+
+        Returns:
+            ``(layers, B, T, T)``; rows sum to 1.
+        """
+        x, maps = self.place(self.embed(batch.ids)), []
+        mask = self._mask(x.shape[-2], 0, x)
+        for layer in range(self.spec.layers):
+            q, k = self._projected(layer, x, "qk")
+            maps.append(attention_weights(q, k, mask).mean(1))
+            x, _, _ = self._layer(layer, x, mask, None)
+        return torch.stack(maps)
+
+    @torch.no_grad()
     def encode(self, prompts: Sequence[str], *, batch_size: int = 64, progress: Progress = silent) -> Tensor:
         """Pooled states ``(B, D)`` of prompts.
 
@@ -310,8 +325,7 @@ class TextEncoder:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The block's first half."""
         prefix = f"encoder.layers.{layer}"
-        normed = self._norm(f"{prefix}.layer_norm1", x)
-        q, k, v = (self._heads(self._linear(f"{prefix}.self_attn.{part}_proj", normed)) for part in "qkv")
+        q, k, v = self._projected(layer, x, "qkv")
         keys, values = (k, v) if past is None else (torch.cat((past[0], k), -2), torch.cat((past[1], v), -2))
         mixed = attention(q, keys, values, mask).transpose(1, 2).flatten(-2)
         return x + self._linear(f"{prefix}.self_attn.out_proj", mixed), k, v
@@ -321,6 +335,11 @@ class TextEncoder:
         prefix = f"encoder.layers.{layer}"
         normed = self._norm(f"{prefix}.layer_norm2", x)
         return activation(self.spec.activation, self._linear(f"{prefix}.mlp.fc1", normed))
+
+    def _projected(self, layer: int, x: Tensor, parts: str) -> list[Tensor]:
+        """Queries, keys or values of a block's input ``(N, T, D)``: each ``(N, H, T, D // H)``."""
+        normed = self._norm(f"encoder.layers.{layer}.layer_norm1", x)
+        return [self._heads(self._linear(f"encoder.layers.{layer}.self_attn.{part}_proj", normed)) for part in parts]
 
     def _heads(self, x: Tensor) -> Tensor:
         """``(N, T, D)`` -> ``(N, H, T, D // H)``."""
@@ -336,10 +355,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     if q.device.type != "cpu" or not torch.is_grad_enabled():
         fused: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return fused
+    return attention_weights(q, k, mask) @ v
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax of the scaled products of queries and keys: ``(N, H, T, P + T)``."""
     scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(-1) @ v
+    return (scores if mask is None else scores + mask).softmax(-1)
 
 
 def activation(name: str, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,17 @@ class ClipTokenizer:
             return list(self._bpe.encode(text, add_special_tokens=False).ids)
         except TypeError as error:
             raise ConfigError("text of whole characters", ascii(text)[:120], "Remove the lone surrogates.") from error
+
+    def places(self, text: str, part: str) -> list[int]:
+        """Which tokens of a text, counted from 0, hold a piece of any occurrence of ``part``."""
+        if not part:
+            return []
+        starts = [start for start, _ in self._bpe.encode(text, add_special_tokens=False).offsets]
+        # A token reaches to where the next begins: what follows a letter and combines with it is its own.
+        stops = [min((later for later in starts if later > start), default=len(text)) for start in starts]
+        found = [match.span() for match in re.finditer(re.escape(part), text)]
+        spans = enumerate(zip(starts, stops, strict=True))
+        return [i for i, (start, stop) in spans if any(a < stop and start < b for a, b in found)]
 
     def token(self, index: int) -> str:
         """The vocabulary's own spelling of a token, with ``</w>`` where it ends a word."""

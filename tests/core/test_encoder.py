@@ -149,6 +149,26 @@ def test_small_and_long_clip_equal_transformers_with_projection(act, positions):
     assert (encoder.project(encoder.pool(states, batch.eos)) - wanted.text_embeds).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+@torch.no_grad()
+def test_attentions_equal_transformers(kind):
+    spec = toy(heads=4, layers=3, causal=kind == "CLIP").spec
+    config = getattr(transformers, f"{kind}TextConfig")(
+        **sizes(spec), projection_dim=1, projection_size=1, pad_token_id=TOKENIZER.eos_id,
+        bos_token_id=TOKENIZER.bos_id, eos_token_id=TOKENIZER.eos_id, attn_implementation="eager",
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}TextModel")(config).train(False)
+    randomise(model)
+    encoder = from_transformers(model, spec, TOKENIZER)
+    batch = encoder.tokens(PROMPTS, pad_to_context=True)
+    wanted = torch.stack(model(batch.ids, output_attentions=True).attentions).mean(2)
+    found = encoder.attentions(batch)
+    assert found.shape == (3, len(PROMPTS), 24, 24)
+    assert (found - wanted).abs().max() <= TOLERANCE
+    assert (found.sum(-1) - 1).abs().max() <= TOLERANCE
+    assert bool((found.triu(1) == 0).all()) is spec.causal
+
+
 @torch.no_grad()
 def test_siglip_equals_transformers_with_its_head():
     spec = toy(

@@ -246,6 +246,22 @@ def test_a_batch_moves_as_a_whole():
     assert (batch.ids.device.type, batch.eos.device.type) == ("meta", "meta")
 
 
+@pytest.mark.parametrize(
+    ("text", "part", "expected"),
+    [
+        ("a f\u043ex  in the w\u043e\u043ed", "\u043e", [2, 7, 8]),
+        ("a blue moon falling, a blue cat", "blue moon falling", [1, 2, 3]),
+        ("zzzz a man, zzzz", "zzzz", [0, 4]),
+        ("a cafe\u0301 x", "\u0301", [1]),  # NFC joins it with the letter before
+        ("an \U0001f600 dog", "\U0001f600", [1]),
+        ("a cat", "dog", []),
+        ("a cat", "", []),
+    ],
+)
+def test_places_are_the_tokens_that_hold_a_piece_of_a_text(text, part, expected):
+    assert clip_tokenizer().places(text, part) == expected
+
+
 def test_half_a_surrogate_pair_is_an_error():
     with pytest.raises(ConfigError, match="text of whole characters"):
         OURS.batch(["a cat \ud83d"], limit=77)
