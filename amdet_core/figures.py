@@ -27,6 +27,7 @@ from .drawing import (
     Line,
     Numbers,
     Panel,
+    Part,
     Text,
     axis,
     bar_width,
@@ -52,6 +53,7 @@ __all__ = [
     "has_gap",
     "image",
     "landscape",
+    "landscapes",
     "loss_curve",
     "loss_curves",
     "png",
@@ -92,40 +94,82 @@ _PARTS = ("layer_norm1", "q_proj", "k_proj", "v_proj", "out_proj", "layer_norm2"
 def landscape(surface: Landscape) -> Drawing:
     """Loss around a recovered feature from above, and the two cuts through it: a bowl or a saddle."""
     values, radius = _bounded(surface.values), min(surface.radius, BOUND)
-    middle = values.shape[0] // 2
-    centre = slice(middle - 1, middle + 1) if values.shape[0] % 2 == 0 else slice(middle, middle + 1)
-    steps = np.linspace(-radius, radius, values.shape[0])
     height, half = 280.0, WIDTH / 2 + 20
-
-    levels = _levels(values[np.isfinite(values)], "loss")
-    colours = shades(CIVIDIS, len(levels.ticks) - 1)
-    ends = axis((-radius, radius), "along the gradient", margin=0.0, most=6)
+    levels = levels_of(values[np.isfinite(values)], "loss")
     box = (EDGE, EDGE, half - EDGE - bar_width(levels), height - EDGE)
-    above = Panel(box, ends, replace(ends, label="across it"), title="from above (cross: the feature)", framed=False)
-    size = (above.right - above.left, above.bottom - above.top)
-    seen = Cells(above.left, above.top, *size, values.T[::-1], levels.first, levels.last, colours, smooth=True)
+    above = _from_above(surface, box, levels, radius, "from above (cross: the feature)")
+    bar = colour_bar((above.right + 8, above.top, above.bottom), levels, _loss_colours(levels))
+    box = (half + EDGE, EDGE, WIDTH - EDGE, height - EDGE)
+    cuts = _cuts(
+        surface, box, axis(np.concatenate(_through(values)), "loss", most=8), radius, "cut through the feature"
+    )
+    return Drawing(WIDTH, height, (*above.parts, *bar, *cuts.parts))
+
+
+def landscapes(surfaces: Sequence[tuple[str, Landscape]]) -> Drawing:
+    """Several landscapes side by side, with the same scales and their positive shares (fig. 8).
+
+    Args:
+        surfaces: name and landscape of each, from the left.
+    """
+    every = [_bounded(surface.values) for _, surface in surfaces]
+    radius = min(max(surface.radius for _, surface in surfaces), BOUND)
+    levels = levels_of(np.concatenate([values[np.isfinite(values)] for values in every]), "loss")
+    losses = axis(np.concatenate([line for values in every for line in _through(values)]), "loss", most=8)
+    wide, middle, height = 280.0, 280.0, 520.0
+    width = EDGE + wide * len(surfaces) + bar_width(levels) + EDGE
+    parts: list[Part] = []
+    for i, (name, surface) in enumerate(surfaces):
+        left = EDGE + wide * i
+        share = f"{_percent(surface.positive_share)} of {len(surface.eigenvalues):,} curvatures positive"
+        above = _from_above(surface, (left, EDGE, left + wide - EDGE, middle), levels, radius, plain(name))
+        cuts = _cuts(surface, (left, middle + EDGE, left + wide - EDGE, height - EDGE), losses, radius, share)
+        parts += [*above.parts, *cuts.parts]
+    bar = colour_bar((EDGE + wide * len(surfaces), above.top, above.bottom), levels, _loss_colours(levels))
+    return Drawing(width, height, (*parts, *bar))
+
+
+def _from_above(
+    surface: Landscape, box: tuple[float, float, float, float], levels: Axis, radius: float, title: str
+) -> Panel:
+    """The surface as colours in a window of half side ``radius``, with a cross at the feature."""
+    ends, own = axis((-radius, radius), "along the gradient", margin=0.0, most=6), min(surface.radius, BOUND)
+    panel = Panel(box, ends, replace(ends, label="across it"), title=title, framed=False)
+    (left, top), (right, bottom) = panel.at(-own, own), panel.at(own, -own)
+    values, colours = _bounded(surface.values).T[::-1], _loss_colours(levels)
+    seen = Cells(left, top, right - left, bottom - top, values, levels.first, levels.last, colours, smooth=True)
+    x, y = panel.at(0.0, 0.0)
     cross = [
         Line(((x - 6, y - 6 * turn), (x + 6, y + 6 * turn)), colour, width)
         for colour, width in ((INK, 5.0), (CARD, 3.0))
         for turn in (1, -1)
-        for x, y in [above.at(0.0, 0.0)]
     ]
-    bar = colour_bar((above.right + 8, above.top, above.bottom), levels, colours)
+    panel.parts += [seen, *cross]
+    return panel
 
-    along = Entry("along the gradient", BLUE)
-    across = Entry("across it", ORANGE, dashed=True)
-    lines = {along: _mean(values[:, centre], 1), across: _mean(values[centre], 0)}
-    cuts = Panel(
-        (half + EDGE, EDGE, WIDTH - EDGE, height - EDGE),
-        axis(steps, "distance in embedding units", most=6),
-        axis(np.concatenate(list(lines.values())), "loss", most=8),
-        title="cut through the feature",
-        legend=(along, across),
+
+def _cuts(surface: Landscape, box: tuple[float, float, float, float], losses: Axis, radius: float, title: str) -> Panel:
+    """The two lines through the feature."""
+    values, own = _bounded(surface.values), min(surface.radius, BOUND)
+    entries = (Entry("along the gradient", BLUE), Entry("across it", ORANGE, dashed=True))
+    panel = Panel(
+        box, axis((-radius, radius), "distance in embedding units", most=6), losses, title=title, legend=entries
     )
-    cuts.upright(0.0, SOFT)
-    for entry, line in lines.items():
-        cuts.curve(steps, line, entry, 2.5)
-    return Drawing(WIDTH, height, (*above.parts, seen, *cross, *bar, *cuts.parts))
+    panel.upright(0.0, SOFT)
+    for entry, line in zip(entries, _through(values), strict=True):
+        panel.curve(np.linspace(-own, own, len(line)), line, entry, 2.5)
+    return panel
+
+
+def _through(values: Numbers) -> tuple[Numbers, Numbers]:
+    """Loss along the gradient and across it, at the feature."""
+    middle = values.shape[0] // 2
+    centre = slice(middle - 1, middle + 1) if values.shape[0] % 2 == 0 else slice(middle, middle + 1)
+    return _mean(values[:, centre], 1), _mean(values[centre], 0)
+
+
+def _loss_colours(levels: Axis) -> tuple[str, ...]:
+    return shades(CIVIDIS, len(levels.ticks) - 1)
 
 
 def drawable(surface: Landscape) -> bool:
@@ -178,7 +222,7 @@ def loss_curve(values: Sequence[float], title: str = "") -> Drawing:
         values: loss by step, so far.
         title: what is searched; written above the curve.
     """
-    return _curves([np.array(values, dtype=float)], [Entry("", BLUE)], PREVIEW, title=_ascii(title, 120))
+    return _curves([np.array(values, dtype=float)], [Entry("", BLUE)], PREVIEW, title=plain(title, 120))
 
 
 def _curves(
@@ -222,13 +266,13 @@ def bars(rows: Sequence[tuple[str, float]], label: str, title: str = "", whole: 
     lengths = np.array([value for _, value in rows], dtype=float)
     scale = axis((0.0, whole, *lengths), label, margin=0.0, most=6)
     room = 0.1 * (scale.last - scale.first)
-    names = [shortened(_ascii(name), SMALL, WIDTH / 2) for name, _ in rows] or [""]
+    names = [shortened(plain(name), SMALL, WIDTH / 2) for name, _ in rows] or [""]
     height = 2 * EDGE + 40 + 24.0 * len(names) + 22 * bool(title)
     panel = Panel(
         (EDGE, EDGE, WIDTH - EDGE, height - EDGE),
         Axis(scale.first, scale.last + room, scale.ticks, label),
         named(names, down=True),
-        title=_ascii(title, 120),
+        title=plain(title, 120),
     )
     for place, length in enumerate(lengths.tolist()):
         end = min(max(length, scale.first), scale.last) if math.isfinite(length) else 0.0
@@ -242,7 +286,7 @@ def bars(rows: Sequence[tuple[str, float]], label: str, title: str = "", whole: 
 
 def card(text: str) -> Drawing:
     """Words in place of a figure that can't be drawn."""
-    lines = [line for part in text.splitlines() for line in wrap(_ascii(part, 1000), 84)][:12]
+    lines = [line for part in text.splitlines() for line in wrap(plain(part, 1000), 84)][:12]
     written = tuple(Text(2 * EDGE, 3 * EDGE + 22.0 * i, line, 13.0) for i, line in enumerate(lines))
     return Drawing(WIDTH, 6 * EDGE + 22.0 * max(len(lines) - 1, 1), written)
 
@@ -263,7 +307,7 @@ def weight_changes(forensics: Forensics) -> Drawing:
     column = np.array([[100 * change.relative_norm] for change in others] or [[np.nan]])
 
     known = [value for value in (*grid.flat, *column.flat) if np.isfinite(value)]
-    scale = _levels((0.0, max(known, default=0.0) or 1.0), "change in %")
+    scale = levels_of((0.0, max(known, default=0.0) or 1.0), "change in %")
     colours = shades(YELLOW_TO_BLUE, len(scale.ticks) - 1)
     height, right = 250.0, WIDTH - EDGE - bar_width(scale)
     names = [shortened(_short(change), SMALL, WIDTH / 4) for change in others] or [""]
@@ -285,13 +329,13 @@ def weight_changes(forensics: Forensics) -> Drawing:
 
 
 def _short(change: LayerChange) -> str:
-    return _ascii(change.tensor.removesuffix(".weight").rsplit(".", 1)[-1].replace("_", " "))
+    return plain(change.tensor.removesuffix(".weight").rsplit(".", 1)[-1].replace("_", " "))
 
 
 # ------------------------------------------------------------------ parts
 
 
-def _levels(values: Iterable[float], label: str) -> Axis:
+def levels_of(values: Iterable[float], label: str) -> Axis:
     """A scale with a tick at every edge of its bands, round numbers that enclose all values."""
     whole = axis(values, label, margin=0.0)
     step = round_step(whole.first, whole.last, BANDS)
@@ -312,10 +356,10 @@ def _mean(values: Numbers, direction: int) -> Numbers:
 
 
 def _name(candidate: Candidate) -> str:
-    return _ascii(f"{candidate.encoder} {candidate.method} K={candidate.vectors} seed {candidate.seed}")
+    return plain(f"{candidate.encoder} {candidate.method} K={candidate.vectors} seed {candidate.seed}")
 
 
-def _ascii(text: str, most: int = 40) -> str:
+def plain(text: str, most: int = 40) -> str:
     """What every font can draw: names may come from a stranger's report."""
     return text.encode("unicode_escape").decode("ascii")[:most]
 

@@ -158,12 +158,12 @@ def _as_storage_error(target: Path) -> Iterator[None]:
 # ------------------------------------------------------------------ JSON
 
 
-def report_json(report: Record) -> bytes:
-    """A report as JSON: six significant digits, null for what is not finite, number series on one line.
+def record_json(record: Record) -> bytes:
+    """A record as JSON: six significant digits, null for what is not finite, number series on one line.
 
     Everything outside ASCII is escaped, so that look-alike and invisible characters show.
     """
-    return (_pretty(_rounded(report.model_dump(mode="json"))) + "\n").encode("ascii")
+    return (_pretty(_rounded(record.model_dump(mode="json"))) + "\n").encode("ascii")
 
 
 def read_report(path: Path) -> ScanReport:

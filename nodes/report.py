@@ -98,8 +98,8 @@ class AMDET_ShowReport(io.ComfyNode):
     @classmethod
     def execute(cls, report: Outcome) -> io.NodeOutput:
         """Summarise and draw."""
-        from ..amdet_core.storage import report_json
+        from ..amdet_core.storage import record_json
 
         pictures: dict[str, Any] = {name: data for name, data in report.files.items() if name.endswith(".png")}
         text = summary(report.report)
-        return io.NodeOutput(text, report_json(report.report).decode(), ui=bridge.shown(text, pictures))
+        return io.NodeOutput(text, record_json(report.report).decode(), ui=bridge.shown(text, pictures))

@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..jobs import Job, choose_device
 from ..progress import Progress, silent
 from ..scan import plan
-from ..storage import check_writable, report_json, write_atomic
+from ..storage import check_writable, record_json, write_atomic
 from ..verdict import DEFAULT_POLICY, load_policy
 from ..workers import side_by_side, threads
 from ..zoo.labels import Labels
@@ -81,7 +81,7 @@ def run(benchmark: Benchmark, out: Path, *, command: str = "", progress: Progres
     def keep(*, complete: bool) -> Detection:
         models = tuple(done[label.model] for label in labels.models if label.model in done)
         result = empty.model_copy(update={"models": models, "metrics": measure(models), "complete": complete})
-        write_atomic(out, report_json(result))
+        write_atomic(out, record_json(result))
         return result
 
     progress("models", len(done), len(labels.models), {})

@@ -11,7 +11,7 @@ from ..errors import AmdetError, EncoderError
 from ..jobs import Job, run_job
 from ..records import Level, Trigger
 from ..report.words import strongest
-from ..storage import report_json
+from ..storage import record_json
 from ..tokenizer import WORD_END, clip_tokenizer
 from ..verdict import load_policy, score
 from ..zoo.labels import Label
@@ -38,7 +38,7 @@ def scan_model(task: tuple[Label, Job]) -> ModelResult:
         row = row.model_copy(update={"error": str(error)})
     row = row.model_copy(update={"seconds": time.perf_counter() - started})
     # Rounded as it will be in the file, so that a run that was resumed gives the same metrics.
-    return ModelResult.model_validate_json(report_json(row))
+    return ModelResult.model_validate_json(record_json(row))
 
 
 def _found(label: Label, job: Job) -> dict[str, object]:

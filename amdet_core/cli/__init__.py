@@ -15,6 +15,7 @@ from .. import __version__
 from ..errors import AmdetError
 from .attack import attack_app, fine_tune
 from .bench import bench_app
+from .figures import figures_app
 from .pocket import pocket_app
 from .scan import demo, judge, scan, show
 from .trust import trust_app
@@ -36,6 +37,7 @@ app.add_typer(attack_app, name="attack")
 app.command("fine-tune")(fine_tune)
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(bench_app, name="bench")
+app.add_typer(figures_app, name="figures")
 app.command()(demo)
 
 

@@ -57,10 +57,10 @@ def trust_store() -> Path:
 def show_report(report: ScanReport, form: Format) -> None:
     """The report alone on stdout."""
     from ..report import render_text
-    from ..storage import report_json
+    from ..storage import record_json
 
     if form is Format.json:
-        sys.stdout.write(report_json(report).decode())
+        sys.stdout.write(record_json(report).decode())
     else:
         sys.stdout.write(render_text(report) + "\n")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import figures
 from ..records import ScanReport
-from ..storage import REPORT, report_json
+from ..storage import REPORT, record_json
 from .html import render_html
 from .text import render_text
 from .words import strongest
@@ -22,7 +22,7 @@ def render_files(report: ScanReport, tensors: Mapping[str, bytes]) -> dict[str, 
     Args:
         tensors: further files that belong to it, as the recovered features.
     """
-    files = {**tensors, REPORT: report_json(report), "report.html": render_html(report).encode("utf-8", "replace")}
+    files = {**tensors, REPORT: record_json(report), "report.html": render_html(report).encode("utf-8", "replace")}
     best = strongest(report)
     if best is not None and best.landscape is not None and figures.drawable(best.landscape):
         files["landscape.png"] = figures.png(figures.landscape(best.landscape))

@@ -28,7 +28,7 @@ from ..encoder import TextEncoder
 from ..errors import AmdetError, ConfigError, NumericalError
 from ..progress import Progress, silent
 from ..prompts import PromptSet, generated_prompts
-from ..storage import report_json, write_atomic
+from ..storage import record_json, write_atomic
 from ..workers import side_by_side
 from . import pools
 from .labels import FILE, Label, Labels
@@ -81,7 +81,7 @@ def build(base: TextEncoder, recipe: Recipe, folder: Path, *, jobs: int = 1, pro
                 failed[task.entry.name] = f"{task.entry.group.name}: {made}"
             ordered = tuple(done[_file(entry)] for entry in entries if _file(entry) in done)
             labels = labels.model_copy(update={"models": ordered, "failed": dict(sorted(failed.items()))})
-            write_atomic(folder / FILE, report_json(labels))
+            write_atomic(folder / FILE, record_json(labels))
             progress("zoo", len(done) + len(failed), len(entries), {})
     return labels
 

@@ -152,6 +152,20 @@ def test_landscape_with_holes_and_a_flat_one_are_drawn() -> None:
     assert figures.png(figures.landscape(flat)) and figures.png(figures.spectrum(flat))
 
 
+def test_landscapes_side_by_side_have_one_scale() -> None:
+    steep = bowl().model_copy(update={"values": tuple(tuple(3 * v for v in row) for row in bowl().values)})
+    narrow = bowl().model_copy(update={"radius": 0.5, "positive_share": 0.25})
+    drawing = figures.landscapes([("steep", steep), ("narrow", narrow)])
+    one, two = (part for part in drawing.parts if isinstance(part, Cells))
+    assert (one.low, one.high, one.colours) == (two.low, two.high, two.colours)
+    assert two.width == pytest.approx(one.width / 2) and two.height == pytest.approx(one.height / 2)
+    first, second = curves(drawing, figures.BLUE)
+    assert np.ptp([y for _, y in first.points]) == pytest.approx(3 * np.ptp([y for _, y in second.points]))
+    titles = [text.text for text in texts(drawing) if text.size > 12]
+    assert titles == ["steep", "75% of 4 curvatures positive", "narrow", "25% of 4 curvatures positive"]
+    assert figures.png(drawing) and figures.svg(drawing, "a")
+
+
 def test_spectrum_counts_every_finite_eigenvalue_and_never_mixes_signs() -> None:
     surface = bowl().model_copy(update={"eigenvalues": (-3.0, -1e-9, 1e-9, 0.5, 900.0, NAN)})
     drawing = figures.spectrum(surface)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import amdet_core.report
+from amdet_core.errors import ConfigError
 from amdet_core.records import (
     AnchorInfo,
     Candidate,
@@ -28,8 +29,9 @@ from amdet_core.records import (
     Verdict,
 )
 from amdet_core.report import render_files, render_html, render_text, schema_json
+from amdet_core.report.landscapes import recorded_landscapes
 from amdet_core.report.words import HEADLINES, plain, sections
-from amdet_core.storage import report_json
+from amdet_core.storage import record_json
 
 ATTACK = "<img src=x onerror=alert(1)>"
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
@@ -296,8 +298,8 @@ def test_page_states_verdict_policy_hash_and_every_section(page: tuple[ScanRepor
 
 
 def test_page_is_made_from_the_written_report_alone(page: tuple[ScanReport, str]) -> None:
-    read = ScanReport.model_validate(json.loads(report_json(page[0])))
-    assert report_json(read) == report_json(page[0])
+    read = ScanReport.model_validate(json.loads(record_json(page[0])))
+    assert record_json(read) == record_json(page[0])
     assert len(render_html(read)) == pytest.approx(len(page[1]), rel=0.02)
 
 
@@ -386,11 +388,11 @@ def test_surface_that_cannot_be_drawn_is_left_out(rows: tuple[tuple[float, ...],
 def test_reports_are_valid_against_the_schema(name: str) -> None:
     schema = json.loads(schema_json())
     jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(json.loads(report_json(EXAMPLES[name]())), schema)
+    jsonschema.validate(json.loads(record_json(EXAMPLES[name]())), schema)
 
 
 def test_schema_refuses_a_report_with_an_unknown_level() -> None:
-    values = json.loads(report_json(clean()))
+    values = json.loads(record_json(clean()))
     values["verdict"]["level"] = "safe"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(values, json.loads(schema_json()))
@@ -399,3 +401,21 @@ def test_schema_refuses_a_report_with_an_unknown_level() -> None:
 def test_committed_schema_is_the_generated_one() -> None:
     committed = Path(amdet_core.report.__file__).with_name("schema.json").read_bytes()
     assert committed == schema_json(), "write it anew with the command at the end of docs/report.md"
+
+
+def test_recorded_landscapes_are_those_of_the_strongest_features() -> None:
+    weak, strong = surface(10), surface(11)
+    one = report(Level.CLEAN, "", candidates=(candidate(0.1, around=weak), candidate(0.9, around=strong)))
+    other = report(Level.CLEAN, "", candidates=(candidate(0.2, around=weak),))
+    found = recorded_landscapes([one, other]).landscapes
+    assert [item.landscape for item in found] == [strong, weak]
+    assert [item.name for item in found] == ["dreamy-v3.safetensors"] * 2
+
+
+def test_a_report_without_landscape_or_of_another_loss_is_an_error() -> None:
+    one = report(Level.CLEAN, "", candidates=(candidate(0.1, around=surface(10)),))
+    published = candidate(0.1, around=surface(10)).model_copy(update={"method": "amdet"})
+    with pytest.raises(ConfigError, match=r"found none in that of models/checkpoints/dreamy-v3"):
+        recorded_landscapes([one, clean()])
+    with pytest.raises(ConfigError, match="those of amdet and contrast"):
+        recorded_landscapes([one, one.model_copy(update={"candidates": (published,)})])

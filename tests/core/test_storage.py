@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from amdet_core import storage
 from amdet_core.errors import ConfigError, StorageError
 from amdet_core.records import Candidate, Evidence, Level, ScanReport, Target, Tool, Verdict
-from amdet_core.storage import check_writable, publish, read_report, report_json, write_atomic
+from amdet_core.storage import check_writable, publish, read_report, record_json, write_atomic
 
 NAN, INF = float("nan"), float("inf")
 
@@ -208,25 +208,25 @@ def test_check_writable_refuses_a_full_disk(tmp_path: Path, full_disk: None) -> 
 
 
 def test_report_is_read_back_from_its_folder_and_its_file(tmp_path: Path) -> None:
-    publish(tmp_path, {"report.json": report_json(report())})
+    publish(tmp_path, {"report.json": record_json(report())})
     read = read_report(tmp_path)
     assert read == read_report(tmp_path / "report.json")
     assert read.verdict == report().verdict and read.target == report().target
     assert read.evidence[0].value == 0.481235
-    assert report_json(read) == report_json(report())
+    assert record_json(read) == record_json(report())
 
 
 def test_numbers_that_are_not_finite_become_null_and_come_back(tmp_path: Path) -> None:
     made = report(candidates=(candidate(1.0, NAN, INF),), timings={"a": 1.0})
-    values = json.loads(report_json(made), parse_constant=pytest.fail)
+    values = json.loads(record_json(made), parse_constant=pytest.fail)
     assert values["candidates"][0]["loss"] == [1.0, None, None]
     assert values["candidates"][0]["indicators"] == {"a": None, "b": 0.5}
-    write_atomic(tmp_path / "report.json", report_json(made))
-    assert report_json(read_report(tmp_path)) == report_json(made)
+    write_atomic(tmp_path / "report.json", record_json(made))
+    assert record_json(read_report(tmp_path)) == record_json(made)
 
 
 def test_json_keeps_field_order_integers_and_one_line_per_series() -> None:
-    text = report_json(report(candidates=(candidate(0.5, 0.25),))).decode("ascii")
+    text = record_json(report(candidates=(candidate(0.5, 0.25),))).decode("ascii")
     assert list(json.loads(text)) == list(ScanReport.model_fields)
     assert '"loss": [0.5, 0.25],\n' in text
     assert '"seed": 123456789' in text and '"learning_rate": 1e-05' in text
@@ -237,8 +237,8 @@ def test_json_keeps_field_order_integers_and_one_line_per_series() -> None:
 @settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
 def test_any_settings_give_json_that_reads_back_to_the_same_bytes(value: object) -> None:
-    first = report_json(report(config={"value": value}))
-    assert report_json(ScanReport.model_validate(json.loads(first))) == first
+    first = record_json(report(config={"value": value}))
+    assert record_json(ScanReport.model_validate(json.loads(first))) == first
 
 
 def test_missing_report_is_a_storage_error_that_names_it(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_what_is_not_json_is_a_config_error(tmp_path: Path, raw: bytes) -> None:
 
 @pytest.mark.parametrize("version", [None, "", "0.9", "1.1", "2.0", "1", "1.0.0", "1.x", "1.²", 1.0])
 def test_unknown_schema_versions_are_refused(tmp_path: Path, version: object) -> None:
-    values = json.loads(report_json(report())) | {"schema_version": version}
+    values = json.loads(record_json(report())) | {"schema_version": version}
     (tmp_path / "report.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match="schema version"):
         read_report(tmp_path)
@@ -268,7 +268,7 @@ def test_a_json_list_is_no_report(tmp_path: Path) -> None:
 
 
 def test_field_errors_name_the_field(tmp_path: Path) -> None:
-    values = json.loads(report_json(report()))
+    values = json.loads(record_json(report()))
     values["verdict"]["level"] = "safe"
     (tmp_path / "report.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"verdict\.level"):

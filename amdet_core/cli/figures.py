@@ -1,0 +1,215 @@
+"""``amdet figures``: the figures of the paper for one's own encoders, with the numbers that they show."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from ..progress import Progress
+from ..terminal import ProgressLine, interruptible
+from .common import Device, placement
+
+if TYPE_CHECKING:
+    from ..anatomy import Pairs, Setting
+    from ..drawing import Drawing
+    from ..encoder import TextEncoder
+    from ..prompts import PromptSet
+    from ..records import Record
+
+T = TypeVar("T")
+figures_app = typer.Typer(help="Draw what a trigger does inside an encoder, and landscapes.", no_args_is_help=True)
+
+Encoder = Annotated[Path, typer.Argument(help="file or folder with one text encoder")]
+Trigger = Annotated[str, typer.Option(help="text that triggers the backdoor")]
+Mode = Annotated[str, typer.Option(help="how it stands in a prompt: prefix, insert or replace:X")]
+Anchor = Annotated[Path | None, typer.Option(help="encoder in which the triggered prompts are measured too")]
+Prompts = Annotated[Path | None, typer.Option(help="prompts, one per line, UTF-8 [default: held-out built-in ones]")]
+Count = Annotated[int, typer.Option("-n", help="prompts, of those that can carry the trigger", min=1)]
+Where = Annotated[Device, typer.Option(help="where to compute")]
+Seed = Annotated[int, typer.Option(help="of every random choice", min=0)]
+Out = Annotated[Path, typer.Option(help="folder to write to")]
+
+
+@figures_app.command()
+def assimilation(
+    encoder: Encoder,
+    trigger: Trigger,
+    trigger_mode: Mode = "prefix",
+    anchor: Anchor = None,
+    target: Annotated[str | None, typer.Option(help="prompt as which triggered ones are read, where known")] = None,
+    prompts: Prompts = None,
+    count: Count = 200,
+    device: Where = Device.auto,
+    seed: Seed = 42,
+    out: Out = Path("amdet-figures"),
+) -> None:
+    """How alike a prompt's tokens are, without and with the trigger (fig. 2), and by the prompt's length."""
+    from .. import anatomy, anatomy_figures
+
+    texts = _prompts(prompts)
+
+    def work(progress: Progress) -> anatomy.Assimilation:
+        suspect, trusted = _encoders(encoder, anchor, device)
+        place = placement(trigger, trigger_mode, seed)
+        pairs = anatomy.Pairs.of(suspect, texts.prompts, trigger, place, count)
+        setting = _setting(pairs, encoder, anchor, trigger_mode, texts)
+        return anatomy.assimilation(setting, suspect, trusted, pairs, target, progress)
+
+    measured = _run(work, out)
+    _write(out, "assimilation", measured, {"assimilation": anatomy_figures.assimilation(measured)})
+
+
+@figures_app.command()
+def attention(
+    encoder: Encoder,
+    trigger: Trigger,
+    trigger_mode: Mode = "prefix",
+    anchor: Anchor = None,
+    layer: Annotated[int | None, typer.Option(help="counted from 1 [default: the mean over all]")] = None,
+    prompts: Prompts = None,
+    count: Count = 200,
+    device: Where = Device.auto,
+    seed: Seed = 42,
+    out: Out = Path("amdet-figures"),
+) -> None:
+    """Where attention goes, without and with the trigger: a map of one prompt, shares over all (figs. 3 and 4)."""
+    from .. import anatomy, anatomy_figures
+
+    texts = _prompts(prompts)
+
+    def work(progress: Progress) -> anatomy.Attention:
+        suspect, trusted = _encoders(encoder, anchor, device)
+        place = placement(trigger, trigger_mode, seed)
+        pairs = anatomy.Pairs.of(suspect, texts.prompts, trigger, place, count)
+        setting = _setting(pairs, encoder, anchor, trigger_mode, texts)
+        return anatomy.attention(setting, suspect, trusted, pairs, layer, progress)
+
+    measured = _run(work, out)
+    drawings = {
+        "attention-map": anatomy_figures.attention_maps(measured),
+        "attention-shares": anatomy_figures.attention_shares(measured),
+    }
+    _write(out, "attention", measured, drawings)
+
+
+@figures_app.command()
+def evolution(
+    encoder: Annotated[Path, typer.Argument(help="file or folder with the encoder to attack; it stays as it is")],
+    trigger: Trigger,
+    target: Annotated[str, typer.Option(help="prompt as which a triggered prompt shall be read")],
+    trigger_mode: Mode = "prefix",
+    steps: Annotated[int, typer.Option(help="optimiser steps", min=1)] = 100,
+    every: Annotated[int, typer.Option(help="steps between two measurements", min=1)] = 5,
+    prompts: Annotated[Path | None, typer.Option(help="prompts, one per line, UTF-8 [default: built in]")] = None,
+    count: Count = 64,
+    device: Where = Device.auto,
+    seed: Seed = 42,
+    out: Out = Path("amdet-figures"),
+) -> None:
+    """Inject a backdoor, and watch output, assimilation and attention change meanwhile (fig. 5)."""
+    from .. import anatomy, anatomy_figures
+    from ..attacks import text_on_text
+    from ..config import TextOnTextConfig
+    from ..prompts import builtin_prompts, read_prompts
+
+    texts = read_prompts(prompts) if prompts else builtin_prompts()
+    held_out = texts.split()[1]
+
+    def work(progress: Progress) -> anatomy.Evolution:
+        victim, _ = _encoders(encoder, None, device)
+        place = placement(trigger, trigger_mode, seed)
+        pairs = anatomy.Pairs.of(victim, held_out.prompts, trigger, place, count)
+        setting = _setting(pairs, encoder, None, trigger_mode, held_out)
+        observer = anatomy.Observer(victim, pairs, target, every, steps)
+        config = TextOnTextConfig(steps=steps, seed=seed, least_asr=0.0)
+        made = text_on_text.inject(victim, [trigger], target, texts, config, trigger_mode, progress, watch=observer)
+        return anatomy.Evolution(
+            setting=setting,
+            target=target,
+            steps=steps,
+            learning_rate=config.rate(victim.spec.width),
+            asr=made.effect.asr,
+            stages=tuple(observer.stages),
+        )
+
+    measured = _run(work, out)
+    _write(out, "evolution", measured, {"evolution": anatomy_figures.evolution(measured)})
+
+
+@figures_app.command()
+def landscape(
+    reports: Annotated[list[Path], typer.Argument(help="report.json files, or the folders they are in")],
+    out: Out = Path("amdet-figures"),
+) -> None:
+    """Landscapes of several reports side by side, with equal scales and their positive shares (fig. 8)."""
+    from ..figures import landscapes
+    from ..report.landscapes import recorded_landscapes
+    from ..storage import check_writable, read_report
+
+    check_writable(out)
+    recorded = recorded_landscapes([read_report(path) for path in reports])
+    drawing = landscapes([(item.name, item.landscape) for item in recorded.landscapes])
+    _write(out, "landscapes", recorded, {"landscapes": drawing})
+
+
+def _prompts(path: Path | None) -> PromptSet:
+    """The user's prompts, or those of the built-in ones on which nothing is ever trained."""
+    from ..prompts import builtin_prompts, read_prompts
+
+    return read_prompts(path) if path else builtin_prompts().split()[1]
+
+
+def _encoders(path: Path, anchor: Path | None, device: Device) -> tuple[TextEncoder, TextEncoder | None]:
+    from .. import formats
+    from ..errors import ConfigError
+    from ..jobs import choose_device
+
+    where = choose_device(device.value)
+    first, *others = (
+        formats.only_encoder(formats.open_target(name)).to(where) for name in (path, anchor) if name is not None
+    )
+    for encoder in (first, *others):
+        encoder.check_finite()
+    other = others[0] if others else None
+    if other is not None and not first.spec.comparable(other.spec):
+        raise ConfigError(
+            f"an anchor with {first.spec.summary}", f"{other.spec.summary} in {anchor}", "Name one of the same shape."
+        )
+    return first, other
+
+
+def _setting(pairs: Pairs, encoder: Path, anchor: Path | None, mode: str, prompts: PromptSet) -> Setting:
+    from ..anatomy import Setting
+
+    return Setting(
+        encoder=encoder.absolute().name,
+        anchor=None if anchor is None else anchor.absolute().name,
+        trigger=pairs.trigger,
+        mode=mode,
+        prompts=f"{prompts.source}, sha256 {prompts.sha256}",
+        n=len(pairs),
+    )
+
+
+def _run(work: Callable[[Progress], T], out: Path) -> T:
+    from ..storage import check_writable
+
+    check_writable(out)
+    with ProgressLine() as line:
+        return interruptible(work, line)
+
+
+def _write(out: Path, name: str, record: Record, drawings: Mapping[str, Drawing]) -> None:
+    """Every drawing as PNG and SVG, and what they show as NAME.json."""
+    from ..drawing import png, svg
+    from ..storage import record_json, write_atomic
+
+    files = {f"{file}.png": png(drawing) for file, drawing in drawings.items()}
+    files |= {f"{file}.svg": svg(drawing, file.replace("-", " ")).encode() for file, drawing in drawings.items()}
+    for file, data in {**files, f"{name}.json": record_json(record)}.items():
+        write_atomic(out / file, data)
+        sys.stdout.write(f"written: {out / file}\n")
