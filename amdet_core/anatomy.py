@@ -123,7 +123,7 @@ class Evolution(Record):
     target: str
     steps: int
     learning_rate: float
-    asr: Number = Field(description="attack success on all held-out prompts after the last step")
+    asr: Number = Field(description="attack success after the last step, on the injection's own held-out prompts")
     stages: tuple[Stage, ...]
 
 

@@ -238,7 +238,7 @@ def evolution(measured: Evolution) -> Drawing:
     steps = np.array([stage.step for stage in stages], dtype=float)
     panels = (
         (
-            "Output and tokens",
+            "Output and assimilation",
             {
                 Entry("cosine to the target, triggered", INK): [s.target_cosine for s in stages],
                 Entry("assimilation, triggered", ORANGE): [s.assimilation_triggered for s in stages],

@@ -146,7 +146,7 @@ def _score(tails: Sequence[Tails], candidates: Sequence[tuple[int, ...]], progre
         places = torch.tensor([i for i, ids in enumerate(candidates) if len(ids) == length])
         ids = torch.tensor([candidates[i] for i in places.tolist()], device=sides[0].encoder.device)
 
-        def look(part: slice, ids: Tensor = ids) -> tuple[Tensor, Tensor]:
+        def look(part: slice, ids: Tensor = ids, done: int = done) -> tuple[Tensor, Tensor]:
             own, other = _centred(tails, ids[part], sides)
             progress("sweep", done + part.start, len(candidates))
             return _agreement(own) - _agreement(other), (_departures(own, other) - without).mean(-1)
