@@ -80,15 +80,6 @@ class ContrastConfig(Config):
     )
 
 
-class SweepConfig(Config):
-    """Every token and every look-alike or invisible character, tried as a trigger."""
-
-    prompts_first: int = Field(default=1, ge=1, description="prompts of each length on which everything is tried")
-    prompts_last: int = Field(default=6, ge=2, description="prompts of each length for what is left")
-    kept_first: int = Field(default=512, ge=1, description="candidates kept after the first look, for each score")
-    kept_last: int = Field(default=16, ge=1, description="candidates kept after the last look, for each score")
-
-
 class LandscapeConfig(Config):
     """Loss surface around a recovered feature (eqs. 21-27)."""
 

@@ -112,29 +112,22 @@ class Tails:
     def __len__(self) -> int:
         return self.suspect[1].keys[0].shape[0]
 
-    def outputs(
+    def collapses(
         self, vectors: Tensor, anchor_vectors: Tensor | None = None, *, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Pooled states of suspect and anchor for candidates ``(R, K, D)``: ``(R, N, D)`` twice.
+        """Collapse of suspect and anchor for candidates ``(R, K, D)``, over all prompts or those of ``rows``.
 
-        Over all prompts or those of ``rows``. The anchor gets the same vectors unless it has its own, as
-        for a token that each reads from its own table.
+        The anchor gets the same vectors unless it has its own, as for a token that each reads from its
+        own table. Returns ``(R)`` twice.
         """
         own, other = (
-            _tail(side.encoder, prefix if rows is None else _select(prefix, rows), v)
+            losses.collapse(_tail(side.encoder, prefix if rows is None else _select(prefix, rows), v), side.centre)
             for (side, prefix), v in (
                 (self.suspect, vectors),
                 (self.anchor, vectors if anchor_vectors is None else anchor_vectors),
             )
         )
         return own, other
-
-    def collapses(
-        self, vectors: Tensor, anchor_vectors: Tensor | None = None, *, rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Collapse of suspect and anchor for candidates ``(R, K, D)``, ``(R)`` twice; see :meth:`outputs`."""
-        own, other = self.outputs(vectors, anchor_vectors, rows=rows)
-        return losses.collapse(own, self.suspect[0].centre), losses.collapse(other, self.anchor[0].centre)
 
     def first(self, count: int) -> Tails:
         """The same on its first prompts alone."""

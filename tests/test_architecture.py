@@ -26,7 +26,7 @@ DATA = {
     "drawing",
 }
 MEASURES = {
-    "formats", "trust", "forensics", "landscape", "contrast", "compare", "inversion", "evidence", "features", "sweep",
+    "formats", "trust", "forensics", "landscape", "contrast", "compare", "inversion", "evidence", "features",
     "figures", "anatomy", "anatomy_figures",
     "report", "verdict",
 }  # fmt: skip
