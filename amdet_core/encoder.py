@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import activation, attention, attention_behind, attention_weights
 from .errors import ConfigError, EncoderError, NumericalError
 from .memory import Batches
 from .progress import Progress, silent
@@ -197,12 +198,9 @@ class TextEncoder:
         """
         lead = hidden.shape[:-2]
         x = hidden.reshape(-1, *hidden.shape[-2:])
-        repeat = 1 if prefix is None else x.shape[0] // prefix.keys[0].shape[0]
-        mask = self._mask(x.shape[-2], 0 if prefix is None else prefix.length, x)
+        mask = self._mask(x)
         for layer in range(self.spec.layers):
-            past = None
-            if prefix is not None:
-                past = (prefix.keys[layer].repeat(repeat, 1, 1, 1), prefix.values[layer].repeat(repeat, 1, 1, 1))
+            past = None if prefix is None else (prefix.keys[layer], prefix.values[layer])
             x, _, _ = self._layer(layer, x, mask, past)
         return self._norm(FINAL_NORM, x).reshape(*lead, *x.shape[-2:])
 
@@ -213,7 +211,7 @@ class TextEncoder:
                 "a causal encoder", "a bidirectional one", "A prefix can only be shared under a causal mask."
             )
         keys, values, x = [], [], hidden
-        mask = self._mask(x.shape[-2], 0, x)
+        mask = self._mask(x)
         for layer in range(self.spec.layers):
             x, k, v = self._layer(layer, x, mask, None)
             keys.append(k)
@@ -222,7 +220,7 @@ class TextEncoder:
 
     def mlp_inputs(self, hidden: Tensor, layer: int) -> Tensor:
         """What ``fc2`` of a layer reads: placed embeddings ``(B, T, D)`` -> ``(B, T, M)``, M the MLP's width."""
-        x, mask = hidden, self._mask(hidden.shape[-2], 0, hidden)
+        x, mask = hidden, self._mask(hidden)
         for earlier in range(layer):
             x, _, _ = self._layer(earlier, x, mask, None)
         return self._inner(layer, self._attend(layer, x, mask, None)[0])
@@ -268,7 +266,7 @@ class TextEncoder:
             ``(layers, B, T, T)``; rows sum to 1.
         """
         x, maps = self.place(self.embed(batch.ids)), []
-        mask = self._mask(x.shape[-2], 0, x)
+        mask = self._mask(x)
         for layer in range(self.spec.layers):
             q, k = self._projected(layer, x, "qk")
             maps.append(attention_weights(q, k, mask).mean(1))
@@ -306,12 +304,12 @@ class TextEncoder:
         shape = (self.spec.width,)
         return F.layer_norm(x, shape, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], self.spec.norm_eps)
 
-    def _mask(self, length: int, past: int, like: Tensor) -> Tensor | None:
-        """Additive causal mask ``(T, P + T)``, or None where every position may attend to every other."""
+    def _mask(self, x: Tensor) -> Tensor | None:
+        """Additive causal mask ``(T, T)`` for ``(N, T, D)``, or None where every position may attend to every other."""
         if not self.spec.causal:
             return None
-        mask = torch.full((length, past + length), float("-inf"), dtype=like.dtype, device=like.device)
-        return mask.triu(past + 1)
+        length = x.shape[-2]
+        return torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
 
     def _layer(
         self, layer: int, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
@@ -326,9 +324,8 @@ class TextEncoder:
         """The block's first half."""
         prefix = f"encoder.layers.{layer}"
         q, k, v = self._projected(layer, x, "qkv")
-        keys, values = (k, v) if past is None else (torch.cat((past[0], k), -2), torch.cat((past[1], v), -2))
-        mixed = attention(q, keys, values, mask).transpose(1, 2).flatten(-2)
-        return x + self._linear(f"{prefix}.self_attn.out_proj", mixed), k, v
+        mixed = attention(q, k, v, mask) if past is None else attention_behind(q, k, v, past, mask)
+        return x + self._linear(f"{prefix}.self_attn.out_proj", mixed.transpose(1, 2).flatten(-2)), k, v
 
     def _inner(self, layer: int, x: Tensor) -> Tensor:
         """The MLP's hidden units ``(N, T, M)``."""
@@ -344,31 +341,6 @@ class TextEncoder:
     def _heads(self, x: Tensor) -> Tensor:
         """``(N, T, D)`` -> ``(N, H, T, D // H)``."""
         return x.reshape(*x.shape[:-1], self.spec.heads, -1).transpose(1, 2)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention on ``(N, H, T, D // H)``.
-
-    On a CPU with gradients the plain product is used: the backward pass of the fused CPU kernel is
-    several times slower at these lengths.
-    """
-    if q.device.type != "cpu" or not torch.is_grad_enabled():
-        fused: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return fused
-    return attention_weights(q, k, mask) @ v
-
-
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax of the scaled products of queries and keys: ``(N, H, T, P + T)``."""
-    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    return (scores if mask is None else scores + mask).softmax(-1)
-
-
-def activation(name: str, x: Tensor) -> Tensor:
-    """The MLP's nonlinearity: OpenAI's CLIP uses quick_gelu, OpenCLIP gelu, SigLIP gelu_tanh."""
-    if name == "quick_gelu":
-        return x * torch.sigmoid(1.702 * x)
-    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 def splice(hidden: Tensor, vectors: Tensor, at: int = 1) -> Tensor:

@@ -18,6 +18,7 @@ DATA = {
     "workers",
     "confusables",
     "tokenizer",
+    "attention",
     "encoder",
     "losses",
     "prompts",

@@ -10,7 +10,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from amdet_core.encoder import TextEncoder, activation, attention, expected_shapes, splice
+from amdet_core.attention import activation, attention
+from amdet_core.encoder import TextEncoder, expected_shapes, splice
 from amdet_core.errors import ConfigError, EncoderError, NumericalError
 from amdet_core.formats.layouts import locate, pieces
 from amdet_core.records import EncoderSpec
