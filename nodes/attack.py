@@ -56,19 +56,19 @@ class AMDET_InjectTrigger(io.ComfyNode):
         cls, clip: Any, trigger: str, target: str, mode: str, steps: int, seed: int, save_as: str
     ) -> io.NodeOutput:
         """Attack every CLIP text encoder of the CLIP."""
-        from ..amdet_core.attacks import inject
+        from ..amdet_core.attacks import text_on_text
         from ..amdet_core.config import TextOnTextConfig
         from ..amdet_core.prompts import builtin_prompts
 
         label = bridge.described(cls.hidden.prompt, cls.hidden.unique_id, "clip")
-        config = TextOnTextConfig(steps=steps, seed=seed)
+        config = TextOnTextConfig(steps=steps, seed=seed, least_asr=0.0)
         bridge.make_room(comfy_clip.size(clip))
 
         def attack(progress: Any) -> dict[str, tuple[Any, Any]]:
             return {
                 found.name: (
                     found,
-                    inject(
+                    text_on_text.inject(
                         found.encoder.to(bridge.device()),
                         [trigger],
                         target,
@@ -82,11 +82,7 @@ class AMDET_InjectTrigger(io.ComfyNode):
             }
 
         done = bridge.run(attack, plan={"inject": comfy_clip.count(clip)})
-        lines = [
-            f"{name}: attack success {one.report.asr:.1%} of {one.report.n} held-out prompts (before: "
-            f"{one.report.asr_before:.1%}), clean prompts keep cosine {one.report.clean_pooled:.3f}"
-            for name, (_, one) in done.items()
-        ]
+        lines = [f"{name}: {one.effect}" for name, (_, one) in done.items()]
         if save_as.strip():
             encoders = {
                 name: (one.patch.apply(found.encoder), one.patch.provenance) for name, (found, one) in done.items()
