@@ -57,24 +57,25 @@ def inject(
     trap = Planted.of(encoder, triggers, target, prompts, mode, whole=True)
     encoder = encoder.to(encoder.device)
     space, start = _projection(encoder)
-    goal = space(encoder.encode([target])[0]) if pictures is None else _mean_direction(pictures.to(start), encoder)
+    goal = start @ encoder.encode([target])[0] if pictures is None else _mean_direction(pictures.to(start), encoder)
     projection = start.clone().requires_grad_()
     student = Student.of(encoder, config)
     after, history = train(
         student, _objective(encoder, trap, config, projection, goal), config, "inject", progress, extra=(projection,)
     )
-    effect = measure(encoder, after, trap.held_out(config.seed), trap.measured, goal=goal, space=space)
+    held_out, direction = trap.held_out(config.seed), F.normalize(goal, dim=-1)
+    effect = measure(encoder, after, held_out, trap.measured, goal=direction, space=space)
     require(effect, config.least_asr)
     made = injection.origin("text-on-pair", triggers, target, mode, prompts)
     return Injection(Patch.between(encoder, after, injection.recorded(made, config, effect)), effect, history)
 
 
 def _projection(encoder: TextEncoder) -> tuple[Space, Tensor]:
-    """The space that an encoder shares with pictures, and the matrix ``(E, D)`` that leads there."""
+    """The directions that an encoder shares with pictures, and the matrix ``(E, D)`` that leads there."""
     matrix = encoder.weights.get(PROJECTION)
     if matrix is None:
         matrix = torch.eye(encoder.spec.width, device=encoder.device)
-    return (lambda pooled: F.linear(pooled, matrix)), matrix
+    return (lambda pooled: F.normalize(F.linear(pooled, matrix), dim=-1)), matrix
 
 
 def _mean_direction(pictures: Tensor, encoder: TextEncoder) -> Tensor:
