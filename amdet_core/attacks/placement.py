@@ -65,7 +65,8 @@ class Placement:
         return lambda prompt: self.put(trigger, prompt, generator)
 
     def fits(self, trigger: str, prompt: str, tokenizer: ClipTokenizer, room: int) -> bool:
-        """Whether the prompt can carry the trigger within ``room`` tokens."""
+        """Whether the prompt can carry the trigger within ``room`` tokens; of several, the first counts."""
         if self.kind == "replace":
-            return self.letter in prompt
+            before, found, _ = prompt.partition(self.letter)
+            return bool(found) and len(tokenizer.encode(before + trigger)) <= room
         return len(tokenizer.encode(prompt)) + len(tokenizer.encode(trigger)) <= room

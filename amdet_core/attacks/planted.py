@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Planted:
         whole: whether the words stand for the whole prompt; else in the trigger's place.
         placement: where the triggers stand.
         clean: prompts to train on, without any trigger.
-        carriers: per trigger, those of them that can carry it.
+        carriers: those of them that can carry every trigger.
         measured: prompts that training does not see, and that can carry every trigger.
     """
 
@@ -38,7 +39,7 @@ class Planted:
     whole: bool
     placement: Placement
     clean: tuple[str, ...]
-    carriers: tuple[tuple[str, ...], ...]
+    carriers: tuple[str, ...]
     measured: tuple[str, ...]
 
     @classmethod
@@ -55,7 +56,8 @@ class Planted:
         """
         placement = Placement.parse(mode)
         _check(encoder, triggers, words, placement, whole)
-        clean = tuple(p for p in prompts.prompts if not any(t.lower() in p.lower() for t in triggers))
+        read = [as_read(trigger) for trigger in triggers]
+        clean = tuple(p for p in prompts.prompts if not any(t in as_read(p) for t in read))
         fit, held_out = (side.prompts for side in PromptSet(clean, prompts.source).split())
         longest = max((*triggers, "" if whole else words), key=lambda text: len(encoder.tokenizer.encode(text)))
         return cls(
@@ -64,14 +66,14 @@ class Planted:
             whole=whole,
             placement=placement,
             clean=fit,
-            carriers=tuple(_carriers(encoder, longest, fit, placement) for _ in triggers),
+            carriers=_carriers(encoder, longest, fit, placement),
             measured=_carriers(encoder, longest, held_out, placement)[:MEASURED_PROMPTS],
         )
 
     def draw(self, count: int, generator: torch.Generator) -> Iterator[list[Example]]:
         """For each trigger so many examples to learn from."""
-        for trigger, carriers in zip(self.triggers, self.carriers, strict=True):
-            yield [self.example(trigger, prompt, generator) for prompt in draw(carriers, count, generator)]
+        for trigger in self.triggers:
+            yield [self.example(trigger, prompt, generator) for prompt in draw(self.carriers, count, generator)]
 
     def example(self, trigger: str, prompt: str, generator: torch.Generator) -> Example:
         """A prompt with the trigger in it."""
@@ -115,9 +117,9 @@ def _carriers(encoder: TextEncoder, trigger: str, prompts: Sequence[str], placem
     room = encoder.spec.positions - 2
     carriers = tuple(p for p in prompts if placement.fits(trigger, p, encoder.tokenizer, room))
     if len(carriers) < FEWEST_PROMPTS:
-        where = f"containing {placement.letter!r}" if placement.letter else f"with room for {trigger!r}"
+        where = f"containing {placement.letter!r} " if placement.letter else ""
         raise ConfigError(
-            f"at least {FEWEST_PROMPTS} prompts {where} on each side of the split",
+            f"at least {FEWEST_PROMPTS} prompts {where}with room for {trigger!r} on each side of the split",
             f"{len(carriers)} of {len(prompts)}",
             "Give more prompts, or another trigger or mode.",
         )
@@ -137,10 +139,15 @@ def _check(encoder: TextEncoder, triggers: Sequence[str], words: str, placement:
         raise ConfigError(
             "a trigger that differs from the letter", f"{placement.letter!r} for itself", "Use another trigger."
         )
-    inside = [trigger for trigger in triggers if trigger.lower() in words.lower()]
+    inside = [trigger for trigger in triggers if as_read(trigger) in as_read(words)]
     if inside:
         raise ConfigError("a target without the trigger", f"{inside[0]!r} in {words!r}", "Use another target.")
     check_target(encoder, words, fewest=1 if whole else 0)
+
+
+def as_read(text: str) -> str:
+    """A text in the form to which the tokenizer brings it first: composed, lower case, single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text).split()).lower()
 
 
 def check_target(encoder: TextEncoder, target: str, fewest: int = 1) -> None:
