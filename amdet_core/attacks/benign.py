@@ -78,10 +78,17 @@ def cast(encoder: TextEncoder, to: Cast) -> TextEncoder:
 
 
 def add_tokens(encoder: TextEncoder, words: Sequence[str], seed: int) -> TextEncoder:
-    """Add a row to the token table for each word, near what it means, as textual inversion with diffusers does."""
+    """Add a row to the token table for each word, near what it means, as textual inversion with diffusers does.
+
+    Raises:
+        ConfigError: there is no word, or one that the tokenizer does not read.
+    """
     generator = torch.Generator().manual_seed(seed)
     table = encoder.weights[TOKEN_TABLE].float()
-    rows = torch.stack([table[encoder.tokenizer.encode(word)].mean(0) for word in words])
+    tokens = [encoder.tokenizer.encode(word) for word in words]
+    if not tokens or [] in tokens:
+        raise ConfigError("words that the tokenizer reads", repr(list(words)), "Name other words.")
+    rows = torch.stack([table[read].mean(0) for read in tokens])
     noise = torch.randn(rows.shape, generator=generator).to(rows) * rows.norm(dim=-1, keepdim=True)
     rows = rows + 0.5 * encoder.spec.width**-0.5 * noise
     spec = encoder.spec.model_copy(update={"vocabulary": encoder.spec.vocabulary + len(rows)})
@@ -126,7 +133,8 @@ def _masked_words(encoder: TextEncoder, fit: Sequence[str], config: FineTuneConf
         batch = student.tokens(draw(fit, config.batch, generator))
         inside = torch.arange(batch.ids.shape[1], device=batch.ids.device)[None]
         inside = (inside > 0) & (inside < batch.eos[:, None])
-        chosen = inside & (torch.rand(batch.ids.shape, generator=generator).to(batch.ids.device) < MASKED)
+        lots = torch.rand(batch.ids.shape, generator=generator).to(batch.ids.device).masked_fill(~inside, 1)
+        chosen = lots <= max(MASKED, float(lots.min()))  # one at least
         ids = batch.ids.masked_fill(chosen, encoder.tokenizer.eos_id)
         states = student.transform(student.place(student.embed(ids)))[chosen]
         different, right = batch.ids[chosen].unique(return_inverse=True)
