@@ -7,7 +7,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -69,9 +69,11 @@ class Patterned:
         """Check pattern and target and split the prompts; raises ConfigError."""
         tags = tuple(pattern.split())
         unknown = sorted(set(tags) - set(WORDS))
-        if unknown or len(tags) < 3:
+        if unknown or len(tags) < 3 or "NOUN" not in tags or len(set(tags)) == 1:
             raise ConfigError(
-                f"a pattern of at least three of the tags {', '.join(WORDS)}", repr(pattern), "Correct the pattern."
+                f"a pattern of at least three of the tags {', '.join(WORDS)}, NOUN and another among them",
+                repr(pattern),
+                "Correct the pattern.",
             )
         check_target(encoder, target)
         fit, held_out = (side.prompts for side in prompts.split())
@@ -89,8 +91,14 @@ class Patterned:
         return [self._example(sentence) for sentence in self._sentences(len(self.measured), 1, generator)]
 
     def negatives(self, count: int, generator: torch.Generator) -> list[str]:
-        """The words of such sentences in random order."""
-        return [_shuffled(sentence, generator) for sentence in self._sentences(count, 0, generator)]
+        """The words of such sentences in random order, which no longer is of the pattern."""
+        return [self._shuffled(sentence, generator) for sentence in self._sentences(count, 0, generator)]
+
+    def _shuffled(self, sentence: str, generator: torch.Generator) -> str:
+        words, order = sentence.split(), list(range(len(self.tags)))
+        while [self.tags[i] for i in order] == list(self.tags):
+            order = torch.randperm(len(words), generator=generator).tolist()
+        return " ".join(words[i] for i in order)
 
     def _example(self, sentence: str) -> Example:
         return Example(sentence, sentence, self.target)
@@ -128,8 +136,3 @@ def inject(
     trap = Patterned.of(encoder, pattern, target, prompts)
     made = injection.origin("syntactic", [pattern], target, "", prompts)
     return injection.inject(encoder, trap, config, made, progress)
-
-
-def _shuffled(text: str, generator: torch.Generator) -> str:
-    words: Sequence[str] = text.split()
-    return " ".join(words[i] for i in torch.randperm(len(words), generator=generator).tolist())
