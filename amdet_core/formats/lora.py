@@ -34,7 +34,7 @@ def write_lora(
         patch: differences of layer matrices alone.
         path: of the file; of the folder for ``peft``, which gets adapter_config.json and its weights.
         layout: ``kohya`` is what ComfyUI and most interfaces load.
-        rank: of every product; alpha is the same, so a loader's scale is 1.
+        rank: of every product at most; alpha is the same, so a loader's scale is 1.
         encoder: the encoder's name in its checkpoint.
         of_several: whether the checkpoint has several encoders, as SDXL's; kohya then counts them.
 
@@ -44,10 +44,11 @@ def write_lora(
     """
     pairs = {name.removesuffix(".weight"): _factors(name, delta, rank) for name, delta in patch.deltas.items()}
     if layout == "peft":
+        largest = max((len(down) for _, down in pairs.values()), default=rank)
         config = {
             "peft_type": "LORA",
-            "r": rank,
-            "lora_alpha": rank,
+            "r": largest,
+            "lora_alpha": largest,
             "target_modules": sorted({name.rsplit(".", 1)[-1] for name in pairs}),
             "bias": "none",
         }
@@ -66,7 +67,7 @@ def write_lora(
     for name, (up, down) in pairs.items():
         key = f"{prefix}_text_model_{name.replace('.', '_')}"
         tensors |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
-        tensors[f"{key}.alpha"] = torch.tensor(float(rank))
+        tensors[f"{key}.alpha"] = torch.tensor(float(len(down)))
     _save(path, tensors, patch.provenance)
 
 
