@@ -18,6 +18,7 @@ from .common import Layout
 
 if TYPE_CHECKING:
     from ..attacks import Injection
+    from ..config import TrainingConfig
     from ..encoder import TextEncoder
     from ..patch import Patch
     from ..progress import Progress
@@ -96,7 +97,7 @@ def text_on_text(
     given = {"adaptive_weight": adaptive, "partial_negatives": partial, "trains": weights.value}
     config = TextOnTextConfig(**_values(settings, seed, steps=steps, least_asr=least_success, **given))
     _attack(
-        encoder, prompts, Output(out, layout, lora, lora_layout, config.rank),
+        encoder, prompts, Output(out, layout, lora, lora_layout, _rank(config)),
         lambda found, texts, told: text_on_text.inject(found, triggers, target, texts, config, mode, told),
     )  # fmt: skip
 
@@ -132,7 +133,7 @@ def text_on_pair(
     config = TextOnPairConfig(**_values(settings, seed, steps=steps, least_asr=least_success, **given))
     embeds = None if pictures is None or image_tower is None else files.embed(pictures, image_tower)
     _attack(
-        encoder, prompts, Output(out, layout, lora, lora_layout, config.rank),
+        encoder, prompts, Output(out, layout, lora, lora_layout, _rank(config)),
         lambda found, texts, told: text_on_pair.inject(
             found, triggers, target, texts, config, mode, told, pictures=embeds
         ),
@@ -164,7 +165,7 @@ def attribute(
     given = {"partial_negatives": partial, "trains": weights.value}
     config = AttributeConfig(**_values(settings, seed, steps=steps, least_asr=least_success, **given))
     _attack(
-        encoder, prompts, Output(out, layout, lora, lora_layout, config.rank),
+        encoder, prompts, Output(out, layout, lora, lora_layout, _rank(config)),
         lambda found, texts, told: attribute.inject(found, triggers, words, texts, config, mode, told),
     )  # fmt: skip
 
@@ -193,7 +194,7 @@ def syntactic(
 
     config = SyntacticConfig(**_values(settings, seed, steps=steps, least_asr=least_success, trains=weights.value))
     _attack(
-        encoder, prompts, Output(out, layout, lora, lora_layout, config.rank),
+        encoder, prompts, Output(out, layout, lora, lora_layout, _rank(config)),
         lambda found, texts, told: syntactic.inject(found, target, texts, config, pattern, told),
     )  # fmt: skip
 
@@ -273,7 +274,7 @@ def fine_tune(
     given = {"objective": objective.value, "trains": weights.value, "learning_rate": learning_rate}
     config = FineTuneConfig(**_values(settings, seed, steps=steps, **given))
     _change(
-        encoder, prompts, Output(out, layout, lora, lora_layout, config.rank),
+        encoder, prompts, Output(out, layout, lora, lora_layout, _rank(config)),
         lambda found, texts, told: benign.fine_tune(found, texts, config, told),
     )  # fmt: skip
 
@@ -292,20 +293,31 @@ def _values(settings: list[str] | None, seed: int, **given: object) -> dict[str,
     return values
 
 
+def _rank(config: TrainingConfig) -> int | None:
+    """Rank of what a training changes, where it is low."""
+    return config.rank if config.trains == "lora" else None
+
+
 @dataclass(frozen=True)
 class Output:
-    """What is written: the changed encoder, and the change as a LoRA where a path is given for it."""
+    """What is written: the changed encoder, and the change as a LoRA where a path is given for it.
+
+    Attributes:
+        rank: of the change; None where it has no low one.
+    """
 
     path: Path
     layout: Layout | None
     lora: Path | None = None
     lora_layout: LoraLayout = LoraLayout.kohya
-    rank: int = 1
+    rank: int | None = None
 
     def check(self) -> None:
         """Fail now rather than after a long training."""
         from ..storage import check_writable
 
+        if self.lora is not None and self.rank is None:
+            raise ConfigError("--weights lora with --lora", "another choice of weights", "Add --weights lora.")
         for path in self._paths():
             check_writable(path.parent)
 
@@ -313,7 +325,7 @@ class Output:
         """Write everything and name it."""
         from .. import formats
 
-        if self.lora is not None:
+        if self.lora is not None and self.rank is not None:
             formats.write_lora(patch, self.lora, self.lora_layout.value, rank=self.rank)
         layout = self.layout or (Layout.comfyui if self.path.suffix == ".safetensors" else Layout.hf)
         formats.write_encoder(patch.apply(found), self.path, layout.value, metadata=dict(patch.provenance))
