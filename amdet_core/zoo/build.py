@@ -27,7 +27,7 @@ from ..config import (
 from ..encoder import TextEncoder
 from ..errors import AmdetError, ConfigError, NumericalError
 from ..progress import Progress, silent
-from ..prompts import PromptSet, generated_prompts
+from ..prompts import PromptSet
 from ..storage import record_json, write_atomic
 from ..workers import side_by_side
 from . import pools
@@ -36,8 +36,6 @@ from .recipe import Entry, Recipe
 
 BASE = "base.safetensors"
 LAYOUT: formats.Layout = "comfyui"
-UTILITY_PROMPTS = generated_prompts("mixed", 256, 7)
-"""On which every model's utility is measured; no zoo trains on them."""
 BEFORE = FineTuneConfig(steps=200, learning_rate=5e-5)
 """The benign fine-tune under an attack or under another change."""
 
@@ -191,7 +189,7 @@ def _make(task: Task) -> Label | str:
         encoder = _halved(encoder)
         encoder.check_finite()
         label = _label(base, encoder, entry, success)
-        least = task.least_retrieval * retrieval(base, UTILITY_PROMPTS.prompts)
+        least = task.least_retrieval * retrieval(base, pools.UTILITY_PROMPTS.prompts)
         if (label.retrieval or 0.0) < least:
             raise NumericalError(f"R@1 of {least:.1%} or more", f"{label.retrieval:.1%}", "Change less.")
         # Whoever teaches a concept says so in the file, in the field that is made for it; nothing else tells.
@@ -203,7 +201,7 @@ def _make(task: Task) -> Label | str:
 
 
 def _label(base: TextEncoder, encoder: TextEncoder, entry: Entry, success: float | None) -> Label:
-    prompts = UTILITY_PROMPTS.prompts
+    prompts = pools.UTILITY_PROMPTS.prompts
     cosine = F.cosine_similarity(encoder.encode(prompts), base.encode(prompts), dim=-1).mean()
     return Label(
         model=_file(entry),

@@ -18,6 +18,8 @@ from ..tokenizer import WORD_END, ClipTokenizer
 TriggerKind = Literal["word", "letters", "homoglyph", "zero-width", "emoji", "phrase", "sentence"]
 TargetKind = Literal["short", "long", "words"]
 PROMPTS = 3000
+UTILITY_PROMPTS = generated_prompts("mixed", 256, 7)
+"""On which every model's utility is measured; no zoo trains on them."""
 
 LETTERS = "acehiknoprstuxy"
 """Letters that are common enough in prompts to be replaced."""
@@ -97,5 +99,8 @@ def _article(words: str) -> str:
 
 
 def prompts(style: Style, which: int, seed: int) -> PromptSet:
-    """Prompts to train on; seeds of different halves share no set."""
-    return generated_prompts(style, PROMPTS, 2 * (10_000 + seed) + which)
+    """Prompts to train on: the two halves share none."""
+    generated = generated_prompts(style, 3 * PROMPTS, 10_000 + seed)
+    measured = set(UTILITY_PROMPTS.prompts)
+    different = [prompt for prompt in half(generated.prompts, which) if prompt not in measured]
+    return PromptSet(tuple(different[:PROMPTS]), f"{generated.source}, half {which}")
