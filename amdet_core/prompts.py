@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -151,7 +151,7 @@ def builtin_prompts(n: int = 4000) -> PromptSet:
     return PromptSet(generated_prompts("mixed", n, _GRAMMAR_SEED).prompts, "built in")
 
 
-@cache
+@lru_cache(maxsize=8)
 def generated_prompts(style: Style, n: int, seed: int) -> PromptSet:
     """Different prompts of one style: ``mixed`` as the built-in set, whole-sentence ``captions``, anime ``tags``."""
     random = Random(seed)
