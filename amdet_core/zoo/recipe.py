@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from ..attacks.benign import Cast
 from ..errors import ConfigError
 from ..prompts import Style
 from ..records import Record
@@ -43,6 +44,15 @@ class Group(Record):
     config: dict[str, tuple[object, ...]] = Field(default={}, description="settings of the change, by their names")
     share: tuple[float, ...] = Field(default=(), description="merge, average: of the second encoder")
     to: tuple[str, ...] = Field(default=(), description="cast: precisions; fewer-layers: how many are dropped")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Group:
+        """What a kind can't be built without is there, and usable."""
+        if self.kind == "cast" and not (self.to and set(self.to) <= set(get_args(Cast))):
+            raise ValueError(f"{self.name}: a cast is to some of {', '.join(get_args(Cast))}")
+        if self.kind == "fewer-layers" and not (self.to and all(n.isdecimal() and int(n) for n in self.to)):
+            raise ValueError(f"{self.name}: to says how many layers are dropped")
+        return self
 
 
 class Recipe(Record):
