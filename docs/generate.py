@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -35,8 +36,14 @@ def _configuration() -> Iterator[str]:
         config.AmdetConfig,
         config.LandscapeConfig,
         config.TextOnTextConfig,
+        config.TextOnPairConfig,
+        config.AttributeConfig,
+        config.SyntacticConfig,
+        config.EmbeddingRowConfig,
+        config.RankOneConfig,
+        config.FineTuneConfig,
     ):
-        yield f"## {kind.__name__}\n\n{(kind.__doc__ or '').strip()}\n"
+        yield f"## {kind.__name__}\n\n{inspect.getdoc(kind)}\n"
         yield "| setting | default | meaning |\n|---|---|---|"
         for name, field in kind.model_fields.items():
             default = field.default if not isinstance(field.default, config.Config) else "see below"
