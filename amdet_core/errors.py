@@ -22,6 +22,10 @@ class AmdetError(Exception):
         self.remedy = remedy
         super().__init__(f"expected {expected}; found {found}. {remedy}")
 
+    def __reduce__(self) -> tuple[type[AmdetError], tuple[str, str, str]]:
+        """How to make it again in the process that a worker reports to."""
+        return type(self), (self.expected, self.found, self.remedy)
+
 
 class ConfigError(AmdetError):
     """A setting, a prompt file, a policy or an argument is not usable."""
