@@ -81,7 +81,7 @@ def build(base: TextEncoder, recipe: Recipe, folder: Path, *, jobs: int = 1, pro
             labels = labels.model_copy(update={"models": ordered, "failed": dict(sorted(failed.items()))})
             write_atomic(folder / FILE, record_json(labels))
             progress("zoo", len(done) + len(failed), len(entries), {})
-    return labels
+    return Labels.read(folder) if tasks else labels
 
 
 def make(base: TextEncoder, entry: Entry, half: int) -> tuple[TextEncoder, float | None]:
