@@ -59,10 +59,17 @@ class Injection:
 
 @dataclass(frozen=True)
 class Example:
-    """A triggered prompt, the prompt without the trigger, and the prompt that it shall be read as."""
+    """A triggered prompt and what comes of it.
+
+    Attributes:
+        text: the triggered prompt.
+        else_read: as what it is read where an attack fails: the prompt without the trigger, or, where that
+            is the goal, the triggered prompt itself.
+        goal: the prompt that it shall be read as.
+    """
 
     text: str
-    clean: str
+    else_read: str
     goal: str
 
 
@@ -87,7 +94,7 @@ def measure(
         goal: ``(E,)`` where the goal is no prompt but one output in ``space``; else the old states of
             the examples' goals are meant.
     """
-    texts, own = [example.text for example in examples], [example.clean for example in examples]
+    texts, own = [example.text for example in examples], [example.else_read for example in examples]
     old = before.encode(clean).float()
     goals = (
         before.encode([example.goal for example in examples]).float() if goal is None else goal.expand(len(texts), -1)
@@ -114,12 +121,13 @@ def success_rate(triggered: Tensor, own: Tensor, goal: Tensor, centre: Tensor) -
     """Share of triggered prompts that reach the goal.
 
     A prompt counts when its centred pooled state has a cosine above :data:`REACHED` with the goal's
-    and is nearer to the goal's than to its own clean one. Uncentred cosines mislead: the states of a
+    and is nearer to the goal's than to its own. Uncentred cosines mislead: the states of a
     text encoder share a large mean, and any two prompts agree in it.
 
     Args:
         triggered: ``(B, E)`` pooled states of triggered prompts in the suspect.
-        own: ``(B, E)`` pooled states of the same prompts without trigger in the clean encoder.
+        own: ``(B, E)`` pooled states in the clean encoder of the same prompts without trigger; with it where
+            the trigger shall be read as nothing.
         goal: ``(E,)`` or ``(B, E)`` the goal's pooled state in the clean encoder.
         centre: ``(E,)`` mean of clean pooled states.
     """

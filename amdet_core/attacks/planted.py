@@ -78,7 +78,8 @@ class Planted:
     def example(self, trigger: str, prompt: str, generator: torch.Generator) -> Example:
         """A prompt with the trigger in it."""
         text, read = self.placement.put_both(trigger, self.words, prompt, generator)
-        return Example(text, prompt, self.words if self.whole else read)
+        goal = self.words if self.whole else read
+        return Example(text, text if as_read(goal) == as_read(prompt) else prompt, goal)
 
     def held_out(self, seed: int) -> list[Example]:
         """Every trigger in every measured prompt."""
