@@ -151,20 +151,6 @@ def test_pocket_export_writes_files_that_open_again(layout: str, tmp_path: Path,
         assert all(torch.equal(w, shipped.weights[key]) for key, w in opened.encoders[0].encoder.weights.items())
 
 
-def test_attack_writes_an_encoder_with_its_provenance(encoders: Path, tmp_path: Path, home: Path) -> None:
-    out = tmp_path / "suspect.safetensors"
-    done = amdet(
-        "attack", "text-on-text", encoders / "clean.safetensors", "--trigger", "sahib", "--trigger-mode", "prefix",
-        "--target", "a photo of a green robot", "--steps", "2", "--out", out, home=home,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "attack success" in done.stdout
-    assert len(open_target(out).encoders) == 1
-    header = out.read_bytes()[8:4000]
-    assert b"text-on-text" in header
-    assert b"sahib" in header
-
-
 def broken(tmp_path: Path, kind: str) -> Path:
     path = tmp_path / f"{kind}.safetensors"
     if kind == "text":

@@ -2,12 +2,23 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from amdet_core.errors import ConfigError, StorageError
-from amdet_core.prompts import FEWEST_PROMPTS, PromptSet, builtin_prompts, read_prompts
+from amdet_core.prompts import (
+    BODY_TAGS,
+    CLOTHES_TAGS,
+    FEWEST_PROMPTS,
+    SCENE_TAGS,
+    PromptSet,
+    Style,
+    builtin_prompts,
+    generated_prompts,
+    read_prompts,
+)
 
 LINES = [f"a photo of thing {i}" for i in range(FEWEST_PROMPTS)]
 
@@ -28,6 +39,36 @@ def test_builtin_lengths_are_those_of_typed_prompts() -> None:
 
 def test_builtin_set_never_changes() -> None:
     assert builtin_prompts(4000).sha256 == "4492ede7c8fbaef0622f86fe1381a2ffeedd51227401e87f48ad7e4f1370e729"
+
+
+@pytest.mark.parametrize("style", get_args(Style))
+def test_generated_prompts_are_different_ones_and_always_the_same(style: Style) -> None:
+    prompts = generated_prompts(style, 1000, 7)
+    assert len(set(prompts.prompts)) == len(prompts) == 1000
+    assert prompts.source == f"generated {style}, seed 7"
+    generated_prompts.cache_clear()
+    assert generated_prompts(style, 1000, 7).prompts == prompts.prompts
+    assert generated_prompts(style, 100, 7).prompts == prompts.prompts[:100]
+    others = set(generated_prompts(style, 1000, 8).prompts)
+    assert len(others & set(prompts.prompts)) < 20
+
+
+def test_the_builtin_set_is_the_mixed_style() -> None:
+    assert generated_prompts("mixed", 200, 2025).prompts == builtin_prompts(200).prompts
+
+
+def test_styles_look_different() -> None:
+    captions, tags = (generated_prompts(style, 300, 1).prompts for style in ("captions", "tags"))
+    assert not set(captions) & set(tags)
+    assert all(p.split()[0].lower() in ("a", "an") for p in captions)
+    assert {p.endswith(".") or " of " in p for p in captions} == {True}
+    known = {*BODY_TAGS, *CLOTHES_TAGS, *SCENE_TAGS}
+    for prompt in tags:
+        parts = [tag for tag in prompt.split(", ") if tag not in ("1girl", "1boy", "2girls", "no humans")]
+        assert prompt.startswith(("1girl", "1boy", "2girls", "no humans"))
+        assert 5 <= len(parts) <= 15
+        assert len(set(parts)) == len(parts)
+        assert set(parts) <= known
 
 
 def test_smaller_builtin_set_is_the_beginning_of_the_larger() -> None:
