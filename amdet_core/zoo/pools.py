@@ -53,12 +53,12 @@ def _words(tokenizer: ClipTokenizer, which: int) -> tuple[str, ...]:
     return tuple(half([t for t in tokens if 4 <= len(t) <= 9 and t.isascii() and t.isalpha()], which))
 
 
-def _different(characters: Sequence[str], tokenizer: ClipTokenizer) -> list[str]:
+@cache
+def different(characters: tuple[str, ...], tokenizer: ClipTokenizer) -> tuple[str, ...]:
     """The characters that the tokenizer reads, and no other one in the same way; the exotic ones left out."""
-    characters = [c for c in characters if ord(c) < EXOTIC]
-    read = {tuple(tokenizer.encode(c)): c for c in reversed(characters)}
+    read = {tuple(tokenizer.encode(c)): c for c in reversed(characters) if ord(c) < EXOTIC}
     letters = {tuple(tokenizer.encode(chr(code))) for code in range(128)}
-    return [c for ids, c in reversed(read.items()) if ids and ids not in letters]
+    return tuple(c for ids, c in reversed(read.items()) if ids and ids not in letters)
 
 
 def trigger(kind: TriggerKind, length: int, which: int, tokenizer: ClipTokenizer, random: Random) -> tuple[str, str]:
@@ -69,9 +69,9 @@ def trigger(kind: TriggerKind, length: int, which: int, tokenizer: ClipTokenizer
     """
     if kind == "homoglyph":
         letter = random.choice(LETTERS)
-        return random.choice(_different(lookalikes()[letter], tokenizer)[which::2]), letter
+        return random.choice(different(lookalikes()[letter], tokenizer)[which::2]), letter
     if kind == "zero-width":
-        return random.choice(_different(invisible(), tokenizer)[which::2]) * max(1, length), ""
+        return random.choice(different(invisible(), tokenizer)[which::2]) * max(1, length), ""
     if kind == "emoji":
         return random.choice(half(EMOJI, which)), ""
     if kind == "letters":
