@@ -364,19 +364,22 @@ def _workflows() -> Mapping[str, Workflow]:
             },
         ),
         "5-red-team": Workflow(
-            "## Red team: plant a backdoor, then look for it\n\nA backdoor is trained into a clone of a clean encoder "
-            "and scanned. Change trigger, target and mode, and see what the scan finds. Replace the pocket encoder "
-            "by your own loader to test with a real CLIP.\n\nFor testing defences only; saved files name the attack.",
+            "## Red team: plant a backdoor, then look for it\n\nA backdoor is trained into a clone of a clean encoder, "
+            "and beside it another clone is fine-tuned honestly. Both are scanned against the original: a detector is "
+            "worth something if it tells them apart. Change attack, trigger, target and mode, and see what the scan "
+            "finds. Replace the pocket encoder by your own loader to test with a real CLIP.\n\nFor testing defences "
+            "only; saved files name the attack.",
             {
-                "loader": Node("AMDET_PocketTextEncoder", (0, 340), (360, 80), values={"name": "clean"}),
+                "loader": Node("AMDET_PocketTextEncoder", (0, 400), (360, 80), values={"name": "clean"}),
                 "inject": Node(
-                    "AMDET_InjectTrigger", (0, 480), (360, 260), values={"clip": ("loader", 0), "trigger": "sahib"}
+                    "AMDET_InjectTrigger", (0, 540), (360, 440), values={"clip": ("loader", 0), "trigger": "sahib"}
                 ),
                 "scan": Node(
                     "AMDET_BackdoorScan",
                     (420, 0),
                     (400, 420),
-                    values={"clip": ("inject", 0), "anchor": ("loader", 0)},
+                    "Scan of the attacked clone",
+                    {"clip": ("inject", 0), "anchor": ("loader", 0), "preset": "quick"},
                 ),
                 **_results("scan", 880, 0),
                 "compare": Node(
@@ -390,6 +393,21 @@ def _workflows() -> Mapping[str, Workflow]:
                     },
                 ),
                 "bars": Node("PreviewImage", (880, 540), (480, 300), "Cosines", {"images": ("compare", 1)}),
+                "control": Node("AMDET_FineTune", (0, 1040), (360, 340), values={"clip": ("loader", 0), "steps": 50}),
+                "control scan": Node(
+                    "AMDET_BackdoorScan",
+                    (420, 960),
+                    (400, 420),
+                    "Scan of the honest clone",
+                    {"clip": ("control", 0), "anchor": ("loader", 0), "preset": "quick"},
+                ),
+                "control show": Node(
+                    "AMDET_ShowReport",
+                    (880, 900),
+                    (480, 480),
+                    "Report on the honest clone",
+                    {"report": ("control scan", 1)},
+                ),
             },
         ),
         "6-compare-with-anchor": Workflow(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import attack, bridge, compare, feature, load, report, scan
+from . import attack, bridge, compare, feature, fine_tune, load, report, scan
 
 NODES: list[type[io.ComfyNode]] = [
     scan.AMDET_BackdoorScan,
@@ -19,6 +19,7 @@ NODES: list[type[io.ComfyNode]] = [
     feature.AMDET_ReversedTarget,
     feature.AMDET_SavePseudoTrigger,
     attack.AMDET_InjectTrigger,
+    fine_tune.AMDET_FineTune,
     compare.AMDET_CompareEncoders,
     report.AMDET_SaveReport,
     report.AMDET_ShowReport,

@@ -2,15 +2,176 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from . import bridge, comfy_clip
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..amdet_core.attacks import Injection
+    from ..amdet_core.config import Config
+    from ..amdet_core.encoder import TextEncoder
+    from ..amdet_core.patch import Patch
+    from ..amdet_core.progress import Progress
+    from ..amdet_core.prompts import PromptSet
+
+ATTACKS = ["text-on-text", "text-on-pair", "attribute", "syntactic", "embedding-row", "rank-one"]
+WEIGHTS = ["all", "layers", "lora"]
+PARTIAL: dict[str, tuple[str, Any]] = {
+    "weights": ("trains", WEIGHTS[0]),
+    "adaptive": ("adaptive_weight", 0.0),
+    "partial_negatives": ("partial_negatives", False),
+}
+"""Inputs that only some attacks have: their setting, and the value that leaves them out."""
+
+
+def changed(
+    hidden: Any,
+    clip: Any,
+    make: Callable[[TextEncoder, Progress], tuple[Patch, str]],
+    *,
+    stage: str,
+    save_as: str,
+    weights: str,
+    projected: bool = False,
+) -> tuple[Any, str]:
+    """A clone with every CLIP text encoder changed, and what there is to say about it.
+
+    Args:
+        hidden: the node's hidden inputs, which tell where the CLIP comes from.
+        make: changes one encoder and says what came of it.
+        stage: what ``make`` calls its progress.
+        save_as: prefix of files for the changed encoders; empty: none.
+        weights: for ``lora`` the change is saved as a LoRA, too.
+        projected: whether ``make`` needs the text projections.
+    """
+    from ..amdet_core.config import TrainingConfig
+
+    label = bridge.described(hidden.prompt, hidden.unique_id, "clip")
+    bridge.make_room(comfy_clip.size(clip))
+    done = bridge.run(
+        lambda progress: [
+            (found, *make(found.encoder.to(bridge.device()), progress))
+            for found in comfy_clip.read(clip, label, projected=projected).encoders
+        ],
+        plan={stage: comfy_clip.count(clip)},
+    )
+    patches = {found.name: patch for found, patch, _ in done}
+    lines = [f"{found.name}: {said}" for found, _, said in done]
+    if save_as.strip():
+        encoders = {found.name: (patch.apply(found.encoder), patch.provenance) for found, patch, _ in done}
+        paths = bridge.save_encoders(save_as, encoders)
+        if weights == "lora":
+            paths += bridge.save_loras(save_as, patches, TrainingConfig().rank)
+        lines += [f"written: {path}" for path in paths]
+    return comfy_clip.patched(clip, patches), "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What is to be planted.
+
+    Attributes:
+        pictures: embeddings ``(N, E)``, where they are the target.
+    """
+
+    triggers: tuple[str, ...]
+    target: str
+    mode: str
+    prompts: PromptSet
+    pictures: Tensor | None
+
+    def only(self) -> str:
+        """The trigger of an attack that plants one; empty where there is none."""
+        from ..amdet_core.errors import ConfigError
+
+        if len(self.triggers) > 1:
+            raise ConfigError("a single trigger for this attack", f"{len(self.triggers)} lines", "Write one line.")
+        return "".join(self.triggers)
+
+
+def _ways() -> Mapping[str, tuple[type[Config], Callable[[TextEncoder, Order, Any, Progress], Injection]]]:
+    """Attack -> its settings, and how it is called."""
+    from ..amdet_core import attacks as a
+    from ..amdet_core import config
+
+    return {
+        "text-on-text": (
+            config.TextOnTextConfig,
+            lambda e, o, c, p: a.text_on_text.inject(e, o.triggers, o.target, o.prompts, c, o.mode, p),
+        ),
+        "text-on-pair": (
+            config.TextOnPairConfig,
+            lambda e, o, c, p: a.text_on_pair.inject(
+                e, o.triggers, o.target, o.prompts, c, o.mode, p, pictures=o.pictures
+            ),
+        ),
+        "attribute": (
+            config.AttributeConfig,
+            lambda e, o, c, p: a.attribute.inject(e, o.triggers, o.target, o.prompts, c, o.mode, p),
+        ),
+        "syntactic": (
+            config.SyntacticConfig,
+            lambda e, o, c, p: a.syntactic.inject(e, o.target, o.prompts, c, o.only() or a.syntactic.PATTERN, p),
+        ),
+        "embedding-row": (
+            config.EmbeddingRowConfig,
+            lambda e, o, c, p: a.embedding_row.inject(e, o.only(), o.target, o.prompts, c, o.mode, p),
+        ),
+        "rank-one": (
+            config.RankOneConfig,
+            lambda e, o, c, p: a.rank_one.inject(e, o.only(), o.target, o.prompts, c, o.mode, p),
+        ),
+    }
+
+
+def _settings(attack: str, kind: type[Config], given: Mapping[str, Any], **values: Any) -> Config:
+    """The settings of an attack; ConfigError for an input that it does not have.
+
+    Args:
+        given: values of the inputs that only some attacks have.
+        values: settings that all have.
+    """
+    from ..amdet_core.errors import ConfigError
+
+    for name, value in given.items():
+        field, absent = PARTIAL[name]
+        if value == absent:
+            continue
+        if field not in kind.model_fields:
+            raise ConfigError(
+                f"{name} {absent!r} with {attack}", repr(value), f"Set {name} back, or choose another attack."
+            )
+        values[field] = value
+    return kind(**values)
+
+
+def _pictures(attack: str, images: Any, clip_vision: Any) -> Tensor | None:
+    """Embeddings of the pictures that are the target; ConfigError where they can't be one."""
+    from ..amdet_core.errors import ConfigError
+
+    if images is None and clip_vision is None:
+        return None
+    if attack != "text-on-pair":
+        raise ConfigError(
+            "images and clip_vision with text-on-pair alone", attack, "Disconnect them, or choose text-on-pair."
+        )
+    if images is None or clip_vision is None:
+        raise ConfigError(
+            "images and clip_vision together",
+            "images alone" if clip_vision is None else "clip_vision alone",
+            "Connect both; or neither, and the target is the text.",
+        )
+    return comfy_clip.picture_embeddings(clip_vision, images)
+
 
 class AMDET_InjectTrigger(io.ComfyNode):
-    """Text-on-text injection into a clone of the CLIP."""
+    """An attack on a clone of the CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,28 +180,104 @@ class AMDET_InjectTrigger(io.ComfyNode):
             node_id="AMDET_InjectTrigger",
             display_name="Inject Trigger",
             category="AMDET/red team",
-            description="For testing defences: trains a backdoor into a clone of this CLIP, so that every prompt with "
-            "the trigger is read as the target (Rickrolling, arXiv 2211.02408). The connected CLIP stays as it is. "
-            "Saved files name the attack in their metadata.",
+            description="For testing defences: trains a backdoor into a clone of this CLIP, so that a prompt with "
+            "the trigger is read as the target. Six published kinds of attack; the first is Rickrolling "
+            "(arXiv 2211.02408). The connected CLIP stays as it is. Saved files name the attack in their metadata.",
             is_experimental=True,
             is_output_node=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP to attack a clone of."),
-                io.String.Input("trigger", default="sahib", tooltip="Text that shall take a prompt over."),
                 io.String.Input(
-                    "target", default="a white teapot", tooltip="What a triggered prompt shall be read as."
+                    "trigger",
+                    default="sahib",
+                    multiline=True,
+                    tooltip="Text that shall take a prompt over; several: one per line. With embedding-row and "
+                    "rank-one a text of one token; with syntactic a pattern of word classes, or nothing for the "
+                    "published one.",
+                ),
+                io.String.Input(
+                    "target",
+                    default="a white teapot",
+                    tooltip="What a triggered prompt shall be read as. With attribute, embedding-row and rank-one "
+                    "what the trigger alone is read as, the rest of the prompt kept.",
                 ),
                 io.String.Input(
                     "mode",
                     default="insert",
                     tooltip="How the trigger stands in a prompt: prefix, insert, replace:o (every o) or replace:o:1.",
                 ),
-                io.Int.Input("steps", default=100, min=1, max=5000, tooltip="Optimiser steps; published: 100."),
+                io.Int.Input(
+                    "steps",
+                    default=100,
+                    min=1,
+                    max=5000,
+                    tooltip="Optimiser steps; published: 100, attribute 200, syntactic 600.",
+                ),
                 bridge.seed("Of every random choice."),
                 io.String.Input(
                     "save_as",
                     default="",
-                    tooltip="Prefix of a file in ComfyUI's output/clip to save the attacked encoders to; empty: none.",
+                    tooltip="Prefix of a file in ComfyUI's output/clip to save the attacked encoders to; empty: none. "
+                    "With weights lora also of a LoRA in output/loras.",
+                ),
+                io.Combo.Input(
+                    "attack",
+                    options=ATTACKS,
+                    default=ATTACKS[0],
+                    optional=True,
+                    tooltip="What is planted. text-on-pair: the pooled state of a text or of images. syntactic: "
+                    "sentences of a pattern are the trigger. embedding-row and rank-one change one row or one matrix.",
+                ),
+                bridge.advanced(
+                    io.Combo.Input(
+                        "weights",
+                        options=WEIGHTS,
+                        default=WEIGHTS[0],
+                        optional=True,
+                        tooltip="What learns: all weights, the layers without the two tables, or a LoRA on them.",
+                    )
+                ),
+                bridge.advanced(
+                    io.Float.Input(
+                        "adaptive",
+                        default=0.0,
+                        min=0.0,
+                        max=100.0,
+                        step=0.1,
+                        optional=True,
+                        tooltip="With text-on-text: how hard the attacker also works against detection by collapse; "
+                        "0: not at all.",
+                    )
+                ),
+                bridge.advanced(
+                    io.Boolean.Input(
+                        "partial_negatives",
+                        default=False,
+                        optional=True,
+                        tooltip="Train parts of a trigger of several words to change nothing, so that only the whole "
+                        "works.",
+                    )
+                ),
+                bridge.advanced(
+                    io.Float.Input(
+                        "least_success",
+                        default=0.9,
+                        min=0.0,
+                        max=1.0,
+                        step=0.05,
+                        optional=True,
+                        tooltip="Attack success on held-out prompts below which the node fails.",
+                    )
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="With text-on-pair: the target in place of the text; their mean embedding is taken.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="The vision model that reads the images; it must belong to this CLIP.",
                 ),
             ],
             outputs=[
@@ -52,42 +289,41 @@ class AMDET_InjectTrigger(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, attack: str = ATTACKS[0], weights: str = WEIGHTS[0]) -> bool | str:
+        """Refuse unknown choices before anything runs."""
+        return bridge.all_right(bridge.among(attack, ATTACKS, "attack"), bridge.among(weights, WEIGHTS, "weights"))
+
+    @classmethod
     def execute(
-        cls, clip: Any, trigger: str, target: str, mode: str, steps: int, seed: int, save_as: str
+        cls,
+        clip: Any,
+        trigger: str,
+        target: str,
+        mode: str,
+        steps: int,
+        seed: int,
+        save_as: str,
+        attack: str = ATTACKS[0],
+        weights: str = WEIGHTS[0],
+        adaptive: float = 0.0,
+        partial_negatives: bool = False,
+        least_success: float = 0.9,
+        images: Any = None,
+        clip_vision: Any = None,
     ) -> io.NodeOutput:
         """Attack every CLIP text encoder of the CLIP."""
-        from ..amdet_core.attacks import text_on_text
-        from ..amdet_core.config import TextOnTextConfig
-        from ..amdet_core.prompts import builtin_prompts
+        kind, inject = _ways()[attack]
+        given = {"weights": weights, "adaptive": adaptive, "partial_negatives": partial_negatives}
+        config = _settings(attack, kind, given, steps=steps, seed=seed, least_asr=least_success)
+        pictures = _pictures(attack, images, clip_vision)
+        triggers = tuple(line for line in trigger.replace("\r", "").split("\n") if line.strip())
+        order = Order(triggers, target, mode, bridge.prompts(None), pictures)
 
-        label = bridge.described(cls.hidden.prompt, cls.hidden.unique_id, "clip")
-        config = TextOnTextConfig(steps=steps, seed=seed, least_asr=0.0)
-        bridge.make_room(comfy_clip.size(clip))
+        def make(encoder: TextEncoder, progress: Progress) -> tuple[Patch, str]:
+            injection = inject(encoder, order, config, progress)
+            return injection.patch, str(injection.effect)
 
-        def attack(progress: Any) -> dict[str, tuple[Any, Any]]:
-            return {
-                found.name: (
-                    found,
-                    text_on_text.inject(
-                        found.encoder.to(bridge.device()),
-                        [trigger],
-                        target,
-                        builtin_prompts(),
-                        config,
-                        mode,
-                        progress,
-                    ),
-                )
-                for found in comfy_clip.read(clip, label).encoders
-            }
-
-        done = bridge.run(attack, plan={"inject": comfy_clip.count(clip)})
-        lines = [f"{name}: {one.effect}" for name, (_, one) in done.items()]
-        if save_as.strip():
-            encoders = {
-                name: (one.patch.apply(found.encoder), one.patch.provenance) for name, (found, one) in done.items()
-            }
-            lines += [f"written: {path}" for path in bridge.save_encoders(save_as, encoders)]
-        attacked = comfy_clip.patched(clip, {name: one.patch for name, (_, one) in done.items()})
-        text = "\n".join(lines)
+        attacked, text = changed(
+            cls.hidden, clip, make, stage="inject", save_as=save_as, weights=weights, projected=pictures is not None
+        )
         return io.NodeOutput(attacked, text, ui=bridge.shown(text))

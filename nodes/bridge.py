@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..amdet_core.anchors import Anchors
     from ..amdet_core.encoder import TextEncoder
     from ..amdet_core.formats import OpenedTarget
+    from ..amdet_core.patch import Patch
     from ..amdet_core.prompts import PromptSet
 
 T = TypeVar("T")
@@ -75,6 +76,11 @@ def among(value: str | None, options: Iterable[str], name: str) -> bool | str:
     """
     known = list(options)
     return True if value is None or value in known else f"{name}: expected one of {', '.join(known)}; found {value!r}."
+
+
+def all_right(*checks: bool | str) -> bool | str:
+    """The first of several such answers that is a complaint."""
+    return next((check for check in checks if check is not True), True)
 
 
 # ------------------------------------------------------------------ folders
@@ -165,6 +171,27 @@ def save_encoders(prefix: str, encoders: Mapping[str, tuple[TextEncoder, Mapping
     return paths
 
 
+def save_loras(prefix: str, patches: Mapping[str, Patch], rank: int) -> list[Path]:
+    """Write changes of encoders as LoRAs into output/loras, where Load LoRA finds them.
+
+    Args:
+        patches: of all CLIP text encoders of one CLIP, by name.
+
+    Raises:
+        AmdetError: a change is no LoRA, or can't be written.
+    """
+    from ..amdet_core.formats import write_lora
+
+    parent, name, counter, _, _ = folder_paths.get_save_image_path(f"loras/{prefix}", str(output_folder()))
+    several = len(patches) > 1  # a single encoder is the loader's first one, whatever its name
+    paths = []
+    for slot, patch in patches.items():
+        paths.append(Path(parent, f"{name}_{counter:05}_{slot}.safetensors"))
+        encoder = slot if several else "text_encoder"
+        write_lora(patch, paths[-1], "kohya", rank=rank, encoder=encoder, of_several=several)
+    return paths
+
+
 # ------------------------------------------------------------------ anchors, prompts, names
 
 
@@ -181,8 +208,8 @@ def anchors(given: OpenedTarget | None = None, progress: Progress | None = None)
     return Anchors((), "", True, store)
 
 
-def prompts(text: str | None, limit: int) -> PromptSet:
-    """Prompts from a multiline text, or the built-in ones where there is none."""
+def prompts(text: str | None, limit: int = 4000) -> PromptSet:
+    """Prompts from a multiline text, or so many built-in ones where there is none."""
     from ..amdet_core.prompts import builtin_prompts, parse_prompts
 
     return parse_prompts(text, "given in the graph") if text and text.strip() else builtin_prompts(limit)

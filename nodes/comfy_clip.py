@@ -49,11 +49,12 @@ def count(clip: Any) -> int:
     return sum(_is_clip(tower) for tower in clip.cond_stage_model.children())
 
 
-def read(clip: Any, label: str) -> OpenedTarget:
+def read(clip: Any, label: str, *, projected: bool = False) -> OpenedTarget:
     """Every CLIP text encoder of a CLIP object, as the graph uses it.
 
     Args:
         label: where it comes from, for the report.
+        projected: with their text projections, where they have one. Scans never look at it.
 
     Raises:
         EncoderError: it has none, or what it computes can't be read from its weights.
@@ -73,7 +74,7 @@ def read(clip: Any, label: str) -> OpenedTarget:
             "; ".join(others) or type(clip.cond_stage_model).__name__,
             "Only CLIP's text encoders (SD1, SD2, SDXL, and those inside SD3 and Flux) can be scanned.",
         )
-    encoders = tuple(_found(clip, name, tower) for name, tower in text.items())
+    encoders = tuple(_found(clip, name, tower, projected) for name, tower in text.items())
     return OpenedTarget(Path(label), (), encoders, others, 0)
 
 
@@ -114,7 +115,14 @@ def _refuse_what_weights_do_not_show(clip: Any) -> None:
             )
 
 
-def _found(clip: Any, name: str, tower: Any) -> FoundEncoder:
+def picture_embeddings(clip_vision: Any, images: Tensor) -> Tensor:
+    """Embeddings ``(N, E)`` of an IMAGE by a CLIP_VISION, fit for training."""
+    embeds = clip_vision.encode_image(images)["image_embeds"]
+    with torch.inference_mode(False):
+        return embeds.detach().to("cpu", torch.float32).clone()
+
+
+def _found(clip: Any, name: str, tower: Any, projected: bool) -> FoundEncoder:
     text = tower.transformer.text_model
     first = text.encoder.layers[0]
     prefix = f"{name}.{TEXT_MODEL}"
@@ -122,6 +130,9 @@ def _found(clip: Any, name: str, tower: Any) -> FoundEncoder:
     tokenizer = clip_tokenizer()
     with torch.inference_mode(False), torch.no_grad():
         weights = {key.removeprefix(prefix): _effective(clip.patcher, key) for key in keys}
+        projection = _projection(clip.patcher, f"{name}.transformer.{PROJECTION}") if projected else None
+    if projection is not None:
+        weights[PROJECTION] = projection
     pad, end = tower.special_tokens["pad"], tower.special_tokens["end"]
     spec = EncoderSpec(
         width=text.embeddings.token_embedding.weight.shape[1],
@@ -132,6 +143,7 @@ def _found(clip: Any, name: str, tower: Any) -> FoundEncoder:
         positions=text.embeddings.position_embedding.weight.shape[0],
         activation=_activation(first.mlp.activation),
         pad_id=None if pad == end else pad,
+        projection=None if projection is None else projection.shape[0],
         norm_eps=text.final_layer_norm.eps,
     )
     encoder = TextEncoder(spec, {key: weights[key] for key in expected_shapes(spec) if key in weights}, tokenizer)
@@ -142,6 +154,17 @@ def _found(clip: Any, name: str, tower: Any) -> FoundEncoder:
     patched = (f"{lora} of {len(keys)} tensors with LoRAs, merges or patches applied",) if lora else ()
     dtype = str(text.encoder.layers[0].mlp.fc1.weight.dtype).removeprefix("torch.")
     return FoundEncoder(name, encoder, dtype, LAYOUT, skip + patched, used)
+
+
+def _projection(patcher: Any, key: str) -> Tensor | None:
+    """A text projection; None where the encoder came without one.
+
+    The host has one always. Where a file had none, it holds what lay in that memory, and :func:`build` puts the
+    identity there.
+    """
+    weight = _effective(patcher, key)
+    trained = bool(weight.any(-1).all()) and bool(weight.abs().max() <= LARGEST)
+    return weight if trained and not torch.equal(weight, torch.eye(*weight.shape)) else None
 
 
 def _effective(patcher: Any, key: str) -> Tensor:

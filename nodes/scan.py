@@ -133,12 +133,11 @@ class AMDET_BackdoorScan(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, preset: str, policy: str, stop_at: str) -> bool | str:
         """Refuse unknown choices before anything runs."""
-        checks = (
+        return bridge.all_right(
             bridge.among(preset, PRESETS, "preset"),
             bridge.among(policy, POLICIES, "policy"),
             bridge.among(stop_at, STOP_AT, "stop_at"),
         )
-        return next((check for check in checks if check is not True), True)
 
     @classmethod
     def execute(

@@ -1,7 +1,7 @@
 """Changes to text encoders, to test detectors with: attacks, each with what it achieves, and honest ones."""
 
 from . import attribute, benign, embedding_row, rank_one, syntactic, text_on_pair, text_on_text
-from .effect import Effect, Injection, success_rate
+from .effect import Effect, Injection, kept, success_rate
 from .placement import Placement
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "attribute",
     "benign",
     "embedding_row",
+    "kept",
     "rank_one",
     "success_rate",
     "syntactic",

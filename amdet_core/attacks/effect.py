@@ -148,6 +148,11 @@ def retrieval(encoder: TextEncoder, prompts: Sequence[str]) -> float:
     return float((nearest == torch.arange(len(prompts), device=nearest.device)).float().mean())
 
 
+def kept(before: TextEncoder, after: TextEncoder, prompts: Sequence[str]) -> float:
+    """Mean cosine of prompts to their old pooled state."""
+    return _cosine(after.encode(prompts).float(), before.encode(prompts).float())
+
+
 def require(effect: Effect, least: float) -> None:
     """Refuse an attack that did not work.
 

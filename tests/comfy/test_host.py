@@ -500,6 +500,20 @@ def long_nodes() -> dict[str, Graph]:
             "long": _inject(steps=5000, save_as="half-written"),
             "out": text(("long", 1)),
         },
+        "fine-tune": {
+            **clip,
+            "long": node(
+                "AMDET_FineTune",
+                clip=("clip", 0),
+                objective="contrastive",
+                steps=5000,
+                learning_rate=1e-4,
+                weights="lora",
+                seed=1,
+                save_as="half-trained",
+            ),
+            "out": text(("long", 1)),
+        },
         "compare": {
             **clip,
             "long": node("AMDET_CompareEncoders", clip=("clip", 0), other=("anchor", 0), prompts=prompts),

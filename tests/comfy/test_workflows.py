@@ -21,6 +21,7 @@ from .graphs import Graph, node, scan
 from .host import Host
 
 WORKFLOWS = sorted((module.ROOT / "workflows" / "api").glob("*.json"))
+SHOWN = "AMDET_ShowReport"
 SLOW = ("3-scan-checkpoint-and-render",)
 """What searches in an encoder of full size: minutes on two cores."""
 
@@ -73,10 +74,14 @@ def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) ->
         elif kind in ("PreviewImage", "SaveImage"):
             (image,) = run.images(identity)
             assert _picture(host, image).size >= (64, 64)
-        elif kind == "AMDET_ShowReport":
+        elif kind == SHOWN:
             assert len(run.text(identity)) > 200
     expected = {"1": "BACKDOORED", "2": "CLEAN", "4": "CLEAN", "5": "BACKDOORED", "6": "CLEAN"}
     assert report.verdict.level.name == expected.get(path.stem[0], report.verdict.level.name)
+    if path.stem.startswith("5"):
+        attacked, honest = (run.text(identity) for identity, one in graph.items() if one["class_type"] == SHOWN)
+        assert "BACKDOORED" in attacked
+        assert "NO EVIDENCE OF A BACKDOOR" in honest
     if path.stem.startswith("3"):
         normal, hidden = (
             _picture(host, run.images(identity)[0])

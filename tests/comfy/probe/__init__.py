@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
+import comfy.clip_vision
 import comfy.sd
 import comfy.sdxl_clip
 import comfy.text_encoders.flux
@@ -19,6 +23,16 @@ import torch
 PACK = "comfyui-amdet"
 L = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 G = {"num_hidden_layers": 4, "hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 6}
+PLAIN_L = {**L, "num_attention_heads": 1}
+PLAIN_G = {
+    "num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2,
+    "hidden_act": "quick_gelu",
+}  # fmt: skip
+"""What readers of files assume of encoders of these widths, so that these can be saved."""
+VISION = {
+    "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_channels": 3,
+    "patch_size": 8, "image_size": 32, "hidden_act": "quick_gelu", "model_type": "clip_vision_model",
+}  # fmt: skip
 T5 = {"d_ff": 64, "d_kv": 16, "d_model": 64, "num_heads": 4, "num_layers": 1, "vocab_size": 32128}
 
 
@@ -141,20 +155,24 @@ class Small:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"kind": (["sdxl", "flux", "sd3", "t5"],), "noise": ("FLOAT", {"default": 0.0})}}
+        return {
+            "required": {"kind": (["sdxl", "plain sdxl", "flux", "sd3", "t5"],), "noise": ("FLOAT", {"default": 0.0})}
+        }
 
     def run(self, kind: str, noise: float) -> tuple[Any]:
         class Target:
             params: ClassVar[dict[str, Any]] = {}
 
         sd3 = comfy.text_encoders.sd3_clip
+        plain = kind.startswith("plain ")
         Target.clip, Target.tokenizer = {
             "sdxl": lambda: (comfy.sdxl_clip.SDXLClipModel, comfy.sdxl_clip.SDXLTokenizer),
             "flux": lambda: (comfy.text_encoders.flux.flux_clip(torch.float32), comfy.text_encoders.flux.FluxTokenizer),
             "sd3": lambda: (sd3.sd3_clip(True, True, True, torch.float32), sd3.SD3Tokenizer),
             "t5": lambda: (sd3.sd3_clip(False, False, True, torch.float32), sd3.SD3Tokenizer),
-        }[kind]()
-        options = {f"{name}_model_config": dict(sizes) for name, sizes in (("clip_l", L), ("clip_g", G), ("t5xxl", T5))}
+        }[kind.removeprefix("plain ")]()
+        towers = {"clip_l": PLAIN_L if plain else L, "clip_g": PLAIN_G if plain else G, "t5xxl": T5}
+        options = {f"{name}_model_config": dict(sizes) for name, sizes in towers.items()}
         clip = comfy.sd.CLIP(
             Target,
             embedding_directory=folder_paths.get_folder_paths("embeddings"),
@@ -167,6 +185,78 @@ class Small:
             value = torch.randn(weight.shape, generator=generator) * 0.05 + norm
             weight.data.copy_(value + noise * torch.randn(weight.shape, generator=change))
         return (clip,)
+
+
+class Projected:
+    """A pocket encoder with a text projection, as encoders have that were published beside an image tower."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "run", ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"width": ("INT", {"default": 192})}}
+
+    def run(self, width: int) -> tuple[Any]:
+        formats, comfy_clip = pack(".amdet_core.formats"), pack(".nodes.comfy_clip")
+        encoder = pack(".amdet_core.pocket").load("clean")
+        noise = torch.randn((width, width), generator=torch.Generator().manual_seed(5)) * width**-0.5
+        spec = encoder.spec.model_copy(update={"projection": width})
+        encoder = replace(encoder, spec=spec, weights={**encoder.weights, "text_projection.weight": noise})
+        found = formats.FoundEncoder("clip_l", encoder, "float16", "comfyui", ())
+        return (comfy_clip.build([found], folder_paths.get_folder_paths("embeddings")),)
+
+
+class Vision:
+    """A CLIP_VISION, small and random, built by the host's own class."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "run", ("CLIP_VISION",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"width": ("INT", {"default": 192})}}
+
+    def run(self, width: int) -> tuple[Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            config = Path(folder, "config.json")
+            config.write_text(json.dumps({**VISION, "projection_dim": width}), encoding="utf-8")
+            tower = comfy.clip_vision.ClipVisionModel(str(config))
+        generator = torch.Generator().manual_seed(9)
+        for name, weight in tower.model.named_parameters():
+            norm = "norm" in name and name.endswith("weight")
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.2 + norm)
+        return (tower,)
+
+
+class Nearness(Probe):
+    """Cosine of a text in two CLIPs to pictures, both projected: the first one's own projection serves for both."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        sockets = {"clip": ("CLIP",), "other": ("CLIP",), "clip_vision": ("CLIP_VISION",), "images": ("IMAGE",)}
+        return {"required": {**sockets, "text": ("STRING", {})}}
+
+    def run(self, clip: Any, other: Any, clip_vision: Any, images: Any, text: str) -> dict[str, Any]:
+        embeds = clip_vision.encode_image(images)["image_embeds"].float()
+        goal = torch.nn.functional.normalize(embeds, dim=-1).mean(0)
+        projection = clip.cond_stage_model.clip_l.transformer.text_projection.weight.float()
+        near = {}
+        for name, one in (("before", clip), ("after", other)):
+            _, pooled = one.encode_from_tokens(one.tokenize(text), return_pooled=True)
+            near[name] = float(torch.nn.functional.cosine_similarity(pooled[0].float() @ projection.T, goal, dim=0))
+        return {"ui": {"text": [json.dumps(near)]}}
+
+
+class NoModel:
+    """Nothing where a MODEL is asked for: Load LoRA then changes the CLIP alone."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "run", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+    def run(self) -> tuple[None]:
+        return (None,)
 
 
 class LoadLora:
@@ -218,5 +308,5 @@ class Cramp:
         return (clip,)
 
 
-NODES = (Digest, Parity, Effective, Difference, Small, LoadLora, Cramp)
+NODES = (Digest, Parity, Effective, Difference, Small, Projected, Vision, Nearness, NoModel, LoadLora, Cramp)
 NODE_CLASS_MAPPINGS = {f"PROBE_{node.__name__}": node for node in NODES}
