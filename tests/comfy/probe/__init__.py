@@ -94,7 +94,7 @@ class Parity(Probe):
             used = encoder.spec.layers if tower.layer == "last" else encoder.spec.layers + tower.layer_idx + 1
             with torch.no_grad():
                 hidden = encoder.place(encoder.embed(batch.ids))
-                mask = encoder._mask(hidden.shape[-2], 0, hidden)
+                mask = encoder._mask(hidden)
                 for layer in range(used):
                     hidden, _, _ = encoder._layer(layer, hidden, mask, None)
                 if tower.layer == "last" or tower.layer_norm_hidden_state:
