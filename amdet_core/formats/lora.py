@@ -32,7 +32,8 @@ def write_lora(
 
     Args:
         patch: differences of layer matrices alone.
-        path: of the file; of the folder for ``peft``, which gets adapter_config.json and its weights.
+        path: of the file; of the folder for ``peft``, which gets adapter_config.json and its weights, with the module
+            names of transformers 5.
         layout: ``kohya`` is what ComfyUI and most interfaces load.
         rank: of every product at most; alpha is the same, so a loader's scale is 1.
         encoder: the encoder's name in its checkpoint.
@@ -49,12 +50,11 @@ def write_lora(
             "peft_type": "LORA",
             "r": largest,
             "lora_alpha": largest,
-            "target_modules": sorted({name.rsplit(".", 1)[-1] for name in pairs}),
+            "target_modules": sorted(pairs),
             "bias": "none",
         }
-        prefix = "base_model.model.text_model."
         tensors = {
-            f"{prefix}{name}.lora_{part}.weight": factor
+            f"base_model.model.{name}.lora_{part}.weight": factor
             for name, (up, down) in pairs.items()
             for part, factor in (("A", down), ("B", up))
         }
