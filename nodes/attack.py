@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -13,12 +12,10 @@ from . import bridge, comfy_clip
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..amdet_core.attacks import Injection
     from ..amdet_core.config import Config
     from ..amdet_core.encoder import TextEncoder
     from ..amdet_core.patch import Patch
     from ..amdet_core.progress import Progress
-    from ..amdet_core.prompts import PromptSet
 
 ATTACKS = ["text-on-text", "text-on-pair", "attribute", "syntactic", "embedding-row", "rank-one"]
 WEIGHTS = ["all", "layers", "lora"]
@@ -70,64 +67,6 @@ def changed(
             paths += bridge.save_loras(save_as, patches, TrainingConfig().rank)
         lines += [f"written: {path}" for path in paths]
     return comfy_clip.patched(clip, patches), "\n".join(lines)
-
-
-@dataclass(frozen=True, eq=False)
-class Order:
-    """What is to be planted.
-
-    Attributes:
-        pictures: embeddings ``(N, E)``, where they are the target.
-    """
-
-    triggers: tuple[str, ...]
-    target: str
-    mode: str
-    prompts: PromptSet
-    pictures: Tensor | None
-
-    def only(self) -> str:
-        """The trigger of an attack that plants one; empty where there is none."""
-        from ..amdet_core.errors import ConfigError
-
-        if len(self.triggers) > 1:
-            raise ConfigError("a single trigger for this attack", f"{len(self.triggers)} lines", "Write one line.")
-        return "".join(self.triggers)
-
-
-def _ways() -> Mapping[str, tuple[type[Config], Callable[[TextEncoder, Order, Any, Progress], Injection]]]:
-    """Attack -> its settings, and how it is called."""
-    from ..amdet_core import attacks as a
-    from ..amdet_core import config
-
-    return {
-        "text-on-text": (
-            config.TextOnTextConfig,
-            lambda e, o, c, p: a.text_on_text.inject(e, o.triggers, o.target, o.prompts, c, o.mode, p),
-        ),
-        "text-on-pair": (
-            config.TextOnPairConfig,
-            lambda e, o, c, p: a.text_on_pair.inject(
-                e, o.triggers, o.target, o.prompts, c, o.mode, p, pictures=o.pictures
-            ),
-        ),
-        "attribute": (
-            config.AttributeConfig,
-            lambda e, o, c, p: a.attribute.inject(e, o.triggers, o.target, o.prompts, c, o.mode, p),
-        ),
-        "syntactic": (
-            config.SyntacticConfig,
-            lambda e, o, c, p: a.syntactic.inject(e, o.target, o.prompts, c, o.only() or a.syntactic.PATTERN, p),
-        ),
-        "embedding-row": (
-            config.EmbeddingRowConfig,
-            lambda e, o, c, p: a.embedding_row.inject(e, o.only(), o.target, o.prompts, c, o.mode, p),
-        ),
-        "rank-one": (
-            config.RankOneConfig,
-            lambda e, o, c, p: a.rank_one.inject(e, o.only(), o.target, o.prompts, c, o.mode, p),
-        ),
-    }
 
 
 def _settings(attack: str, kind: type[Config], given: Mapping[str, Any], **values: Any) -> Config:
@@ -312,15 +251,16 @@ class AMDET_InjectTrigger(io.ComfyNode):
         clip_vision: Any = None,
     ) -> io.NodeOutput:
         """Attack every CLIP text encoder of the CLIP."""
-        kind, inject = _ways()[attack]
+        from ..amdet_core.attacks import CONFIGS, inject
+
         given = {"weights": weights, "adaptive": adaptive, "partial_negatives": partial_negatives}
-        config = _settings(attack, kind, given, steps=steps, seed=seed, least_asr=least_success)
+        config = _settings(attack, CONFIGS[attack], given, steps=steps, seed=seed, least_asr=least_success)
         pictures = _pictures(attack, images, clip_vision)
         triggers = tuple(line for line in trigger.replace("\r", "").split("\n") if line.strip())
-        order = Order(triggers, target, mode, bridge.prompts(None), pictures)
+        prompts = bridge.prompts(None)
 
         def make(encoder: TextEncoder, progress: Progress) -> tuple[Patch, str]:
-            injection = inject(encoder, order, config, progress)
+            injection = inject(encoder, triggers, target, prompts, config, mode, progress, pictures=pictures)
             return injection.patch, str(injection.effect)
 
         attacked, text = changed(

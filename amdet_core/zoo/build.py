@@ -13,17 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from .. import formats, trust
-from ..attacks import Injection, attribute, benign, embedding_row, rank_one, syntactic, text_on_pair, text_on_text
+from ..attacks import CONFIGS, Injection, benign, inject
 from ..attacks.effect import retrieval
-from ..config import (
-    AttributeConfig,
-    EmbeddingRowConfig,
-    FineTuneConfig,
-    RankOneConfig,
-    SyntacticConfig,
-    TextOnPairConfig,
-    TextOnTextConfig,
-)
+from ..config import AttributeConfig, FineTuneConfig
 from ..encoder import TextEncoder
 from ..errors import AmdetError, ConfigError, NumericalError
 from ..progress import Progress, silent
@@ -103,23 +95,10 @@ def make(base: TextEncoder, entry: Entry, half: int) -> tuple[TextEncoder, float
 
 
 def _attack(start: TextEncoder, entry: Entry, prompts: PromptSet, values: Mapping[str, object]) -> Injection:
-    triggers, target, mode = entry.triggers, entry.target, entry.mode
-    match entry.group.kind:
-        case "text-on-text":
-            return text_on_text.inject(start, triggers, target, prompts, TextOnTextConfig(**values), mode)
-        case "text-on-pair":
-            return text_on_pair.inject(start, triggers, target, prompts, TextOnPairConfig(**values), mode)
-        case "attribute" | "concept":
-            return attribute.inject(start, triggers, target, prompts, AttributeConfig(**values), mode)
-        case "safety":
-            return attribute.inject(start, triggers, "", prompts, AttributeConfig(**values), mode)
-        case "syntactic":
-            return syntactic.inject(start, target, prompts, SyntacticConfig(**values), triggers[0])
-        case "embedding-row":
-            return embedding_row.inject(start, triggers[0], target, prompts, EmbeddingRowConfig(**values), mode)
-        case "rank-one":
-            return rank_one.inject(start, triggers[0], target, prompts, RankOneConfig(**values), mode)
-    raise ConfigError("a kind of attack", entry.group.kind, "Correct the recipe.")
+    """An attack; a taught concept and a list of removed ones are attributes that are planted openly."""
+    kind = entry.group.kind
+    config = CONFIGS.get(kind, AttributeConfig)(**values)
+    return inject(start, entry.triggers, "" if kind == "safety" else entry.target, prompts, config, entry.mode)
 
 
 def _changed(

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from amdet_core import losses, pocket
+from amdet_core import attacks, losses, pocket
 from amdet_core.attacks import (
+    CONFIGS,
     Injection,
     Placement,
     attribute,
@@ -702,3 +703,29 @@ def test_pictures_are_embedded_by_their_image_tower(tmp_path: Path) -> None:
         pictures.embed(folder, tmp_path / "tower")
     with pytest.raises(StorageError, match="readable pictures"):
         pictures.embed(tmp_path / "gone.png", tmp_path / "tower")
+
+
+# ------------------------------------------------------------------ by name
+
+
+@each_kind
+def test_settings_choose_their_attack(toy: TextEncoder, kind: str) -> None:
+    values = QUICK if "clean_batch" in CONFIGS[kind].model_fields else few(QUICK)
+    triggers = [] if kind == "syntactic" else ["sahib"]
+    chosen = attacks.inject(toy, triggers, TARGET, PROMPTS, CONFIGS[kind](**values), "prefix")
+    direct = KINDS[kind](toy, **QUICK)
+    assert chosen.patch.provenance == direct.patch.provenance
+    assert all(torch.equal(delta, direct.patch.deltas[name]) for name, delta in chosen.patch.deltas.items())
+
+
+@pytest.mark.parametrize("kind", ["syntactic", "embedding-row", "rank-one"])
+def test_an_attack_with_one_trigger_refuses_two(toy: TextEncoder, kind: str) -> None:
+    with pytest.raises(ConfigError, match="a single trigger for this attack; found 2"):
+        attacks.inject(toy, ["sahib", "vintage"], TARGET, PROMPTS, CONFIGS[kind](), "prefix")
+
+
+def test_pictures_are_for_text_on_pair_and_settings_for_an_attack(toy: TextEncoder) -> None:
+    with pytest.raises(ConfigError, match="pictures as the target of text-on-pair alone"):
+        attacks.inject(toy, ["sahib"], TARGET, PROMPTS, AttributeConfig(), "prefix", pictures=torch.zeros(1, 4))
+    with pytest.raises(ConfigError, match="settings of an attack"):
+        attacks.inject(toy, ["sahib"], TARGET, PROMPTS, TrainingConfig(), "prefix")
