@@ -94,31 +94,11 @@ def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) ->
         )
         assert sum(ImageStat.Stat(normal).stddev) > 1 and sum(ImageStat.Stat(hidden).stddev) > 1
         assert ImageChops.difference(normal, hidden).getbbox()
-
-
-@pytest.mark.slow
-def test_an_encoder_of_true_shape_from_the_stock_loader_is_scanned_to_a_report(host: Host) -> None:
-    started = time.monotonic()
-    run = host.run(
-        {
-            "clip": node("CLIPLoader", clip_name="suspect.safetensors", type="stable_diffusion", device="default"),
-            "before": node("PROBE_Digest", clip=("clip", 0), key="before"),
-            "scan": scan(("clip", 0)),
-            "after": node("PROBE_Digest", clip=("clip", 0), key="after", after=("scan", 3)),
-            "save": node("AMDET_SaveReport", report=("scan", 1), filename_prefix="amdet/stock"),
-        }
-    )
-    took = time.monotonic() - started
-    report = read_report(Path(run.text("save")))
-    assert run.text("before") == run.text("after")
-    assert report.anchor is not None and report.anchor[0].name == "official"
-    assert report.verdict.level.name == "CLEAN" and not report.faults
-    assert report.target.path == "CLIPLoader suspect.safetensors"
-    spec = report.target.encoders[0].spec
-    assert (spec.layers, spec.width, spec.heads) == (12, 768, 12)
-    peak = _peak_gib(host)
-    print(f"full size: {took:.0f} s, peak {peak:.1f} GiB")  # noqa: T201
-    assert peak < 8
+    if path.stem in SLOW:
+        spec = report.target.encoders[0].spec
+        assert (spec.layers, spec.width, spec.heads) == (12, 768, 12)
+        assert report.anchor is not None and report.candidates
+        assert _peak_gib(host) < 8
 
 
 def _peak_gib(host: Host) -> float:
