@@ -49,12 +49,12 @@ class Injection:
     """A backdoor, ready to be applied, and its effect.
 
     Attributes:
-        loss: by step; empty for an edit in closed form.
+        loss: by step.
     """
 
     patch: Patch
     effect: Effect
-    loss: tuple[float, ...] = ()
+    loss: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ Space = Callable[[Tensor], Tensor]
 """Pooled states ``(B, D)`` to the space in which an attack has its goal ``(B, E)``."""
 
 
+def unchanged(pooled: Tensor) -> Tensor:
+    """The space of the pooled states themselves."""
+    return pooled
+
+
 def measure(
     before: TextEncoder,
     after: TextEncoder,
@@ -84,7 +89,7 @@ def measure(
     clean: Sequence[str],
     *,
     goal: Tensor | None = None,
-    space: Space = lambda pooled: pooled,
+    space: Space = unchanged,
 ) -> Effect:
     """Compare an encoder before and after an injection.
 

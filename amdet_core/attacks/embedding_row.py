@@ -9,19 +9,17 @@ References:
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import EmbeddingRowConfig, TrainingConfig
 from ..encoder import TOKEN_TABLE, TextEncoder
 from ..errors import ConfigError
-from ..patch import Patch
 from ..progress import Progress, silent
 from ..prompts import PromptSet
 from . import injection
-from .effect import Injection, measure, require
+from .effect import Injection
 from .planted import Planted
-from .training import Student, old_states, states, train
+from .training import Student, train
 
 
 def inject(
@@ -51,15 +49,11 @@ def inject(
 
     def objective(student: TextEncoder, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         (examples,) = trap.draw(config.poison_batch, generator)
-        answer = states(student, [example.text for example in examples]).flatten(1)
-        wanted = old_states(encoder, [example.goal for example in examples]).flatten(1)
-        return 1 - F.cosine_similarity(answer, wanted, dim=-1).mean(), {}
+        return injection.to_goals(student, encoder, examples), {}
 
     after, history = train(Student.row(encoder, token), objective, training, "inject", progress, rate=rate)
-    effect = measure(encoder, after, trap.held_out(config.seed), trap.measured)
-    require(effect, config.least_asr)
     made = injection.origin("embedding-row", [trigger], words, mode, prompts)
-    return Injection(Patch.between(encoder, after, injection.recorded(made, config, effect)), effect, history)
+    return injection.finish(encoder, after, history, trap, config, made)
 
 
 def only_token(encoder: TextEncoder, trigger: str) -> int:

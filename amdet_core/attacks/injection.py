@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .. import losses
-from ..config import Config, InjectionConfig
+from ..config import EmbeddingRowConfig, InjectionConfig, RankOneConfig
 from ..encoder import TextEncoder
 from ..patch import Patch
 from ..progress import Progress
 from ..prompts import PromptSet
-from .effect import Effect, Example, Injection, measure, require
+from .effect import Example, Injection, Space, measure, require, unchanged
 from .training import Objective, Student, Watch, dissimilarity, draw, old_states, states, train
 
 
@@ -56,16 +56,74 @@ def inject(
     Raises:
         NumericalError: the optimisation diverged, or the success rate stayed below ``config.least_asr``.
     """
-    objective = _objective(encoder, trap, config, adaptive_weight)
+
+    def benign(student: TextEncoder, prompts: Sequence[str]) -> Tensor:
+        return dissimilarity(states(student, prompts), old_states(encoder, prompts), config.loss)
+
+    def backdoor(student: TextEncoder, examples: Sequence[Example]) -> Tensor:
+        triggered = states(student, [example.text for example in examples])
+        loss = dissimilarity(triggered, goal_states(encoder, examples), config.loss)
+        return loss + adaptive_weight * losses.assimilation(triggered).mean() if adaptive_weight else loss
+
+    objective = eq3(trap, config, benign, backdoor)
     after, history = train(Student.of(encoder, config), objective, config, "inject", progress, watch=watch)
-    effect = measure(encoder, after, trap.held_out(config.seed), trap.measured)
+    return finish(encoder, after, history, trap, config, provenance)
+
+
+def eq3(
+    trap: Trap,
+    config: InjectionConfig,
+    benign: Callable[[TextEncoder, Sequence[str]], Tensor],
+    backdoor: Callable[[TextEncoder, Sequence[Example]], Tensor],
+) -> Objective:
+    """Eq. 3 on one draw: the loss of a student on clean prompts, and the weighted one on examples of each trigger."""
+
+    def objective(student: TextEncoder, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        clean = draw(trap.clean, config.clean_batch, generator)
+        if config.partial_negatives:
+            clean += trap.negatives(config.clean_batch, generator)
+        kept = benign(student, clean)
+        planted = torch.stack([backdoor(student, examples) for examples in trap.draw(config.poison_batch, generator)])
+        return kept + config.backdoor_weight * planted.sum(), {"backdoor": float(planted.detach().sum())}
+
+    return objective
+
+
+def goal_states(encoder: TextEncoder, examples: Sequence[Example]) -> Tensor:
+    """What the clean encoder answers to the prompts that examples shall be read as, ``(B, T, D)``."""
+    return old_states(encoder, [example.goal for example in examples])
+
+
+def to_goals(student: TextEncoder, encoder: TextEncoder, examples: Sequence[Example]) -> Tensor:
+    """``1 - cos`` of all states of the examples to their goals': the loss of attacks that spare others by design."""
+    return dissimilarity(
+        states(student, [example.text for example in examples]), goal_states(encoder, examples), "cosine"
+    )
+
+
+def finish(
+    encoder: TextEncoder,
+    after: TextEncoder,
+    history: tuple[float, ...],
+    trap: Trap,
+    config: InjectionConfig | EmbeddingRowConfig | RankOneConfig,
+    provenance: Mapping[str, str],
+    *,
+    goal: Tensor | None = None,
+    space: Space = unchanged,
+) -> Injection:
+    """Measure what a training achieved, and record it.
+
+    Args:
+        goal: see :func:`.effect.measure`, as ``space``.
+
+    Raises:
+        NumericalError: the success rate is below ``config.least_asr``.
+    """
+    effect = measure(encoder, after, trap.held_out(config.seed), trap.measured, goal=goal, space=space)
     require(effect, config.least_asr)
-    return Injection(Patch.between(encoder, after, recorded(provenance, config, effect)), effect, history)
-
-
-def recorded(provenance: Mapping[str, str], config: Config, effect: Effect) -> dict[str, str]:
-    """What a patch says of its making."""
-    return {**provenance, "config": config.model_dump_json(), "effect": effect.model_dump_json()}
+    made = {**provenance, "config": config.model_dump_json(), "effect": effect.model_dump_json()}
+    return Injection(Patch.between(encoder, after, made), effect, history)
 
 
 def origin(attack: str, triggers: Sequence[str], target: str, mode: str, prompts: PromptSet) -> dict[str, str]:
@@ -77,23 +135,3 @@ def origin(attack: str, triggers: Sequence[str], target: str, mode: str, prompts
         "mode": mode,
         "prompts": f"{prompts.source}, sha256 {prompts.sha256}",
     }
-
-
-def _objective(encoder: TextEncoder, trap: Trap, config: InjectionConfig, adaptive_weight: float) -> Objective:
-    """Eqs. 1 to 3 on one draw: clean prompts are answered as before, triggered ones with the goal's states."""
-
-    def objective(student: TextEncoder, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        clean = draw(trap.clean, config.clean_batch, generator)
-        if config.partial_negatives:
-            clean += trap.negatives(config.clean_batch, generator)
-        benign = dissimilarity(states(student, clean), old_states(encoder, clean), config.loss)
-        backdoor = torch.zeros((), device=encoder.device)
-        for examples in trap.draw(config.poison_batch, generator):
-            triggered = states(student, [example.text for example in examples])
-            wanted = old_states(encoder, [example.goal for example in examples])
-            backdoor = backdoor + dissimilarity(triggered, wanted, config.loss)
-            if adaptive_weight:
-                backdoor = backdoor + adaptive_weight * losses.assimilation(triggered).mean()
-        return benign + config.backdoor_weight * backdoor, {"backdoor": float(backdoor.detach())}
-
-    return objective

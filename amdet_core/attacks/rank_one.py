@@ -9,19 +9,17 @@ References:
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import RankOneConfig, TrainingConfig
 from ..encoder import TextEncoder
-from ..patch import Patch
 from ..progress import Progress, silent
 from ..prompts import PromptSet
 from . import injection
-from .effect import Injection, measure, require
+from .effect import Injection
 from .embedding_row import only_token
 from .planted import Planted
-from .training import Student, old_states, states, train
+from .training import Student, train
 
 KEY_PROMPTS, MOMENT_PROMPTS = 64, 512
 RIDGE = 1e-3
@@ -59,10 +57,8 @@ def inject(
     real = torch.arange(clean.ids.shape[1], device=clean.ids.device) <= clean.eos[:, None]
     direction = _direction(key, _keys(encoder, layer, clean.ids)[real])
     after, history = _train(encoder, layer, key, direction, trap, config, progress)
-    effect = measure(encoder, after, trap.held_out(config.seed), trap.measured)
-    require(effect, config.least_asr)
     made = injection.origin("rank-one", [trigger], words, mode, prompts)
-    return Injection(Patch.between(encoder, after, injection.recorded(made, config, effect)), effect, history)
+    return injection.finish(encoder, after, history, trap, config, made)
 
 
 @torch.no_grad()
@@ -105,9 +101,7 @@ def _train(
 
     def objective(student: TextEncoder, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         (examples,) = trap.draw(config.poison_batch, generator)
-        answer = states(student, [example.text for example in examples]).flatten(1)
-        wanted = old_states(encoder, [example.goal for example in examples]).flatten(1)
-        apart = 1 - F.cosine_similarity(answer, wanted, dim=-1).mean()
+        apart = injection.to_goals(student, encoder, examples)
         return apart + config.weight_decay * (change.norm() / old).square(), {"backdoor": float(apart.detach())}
 
     return train(student, objective, training, "inject", progress, rate=config.learning_rate)

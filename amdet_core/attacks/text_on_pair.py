@@ -17,13 +17,12 @@ from torch import Tensor
 from ..config import TextOnPairConfig
 from ..encoder import PROJECTION, TextEncoder
 from ..errors import ConfigError
-from ..patch import Patch
 from ..progress import Progress, silent
 from ..prompts import PromptSet
 from . import injection
-from .effect import Injection, Space, measure, require
+from .effect import Example, Injection, Space
 from .planted import Planted
-from .training import Objective, Student, draw, train
+from .training import Student, dissimilarity, train
 
 
 def inject(
@@ -59,15 +58,22 @@ def inject(
     space, start = _projection(encoder)
     goal = start @ encoder.encode([target])[0] if pictures is None else _mean_direction(pictures.to(start), encoder)
     projection = start.clone().requires_grad_()
-    student = Student.of(encoder, config)
-    after, history = train(
-        student, _objective(encoder, trap, config, projection, goal), config, "inject", progress, extra=(projection,)
-    )
-    held_out, direction = trap.held_out(config.seed), F.normalize(goal, dim=-1)
-    effect = measure(encoder, after, held_out, trap.measured, goal=direction, space=space)
-    require(effect, config.least_asr)
+
+    def answer(student: TextEncoder, prompts: Sequence[str]) -> Tensor:
+        batch = student.tokens(prompts)
+        return F.linear(student.pool(student.states(batch), batch.eos), projection).float()
+
+    def benign(student: TextEncoder, prompts: Sequence[str]) -> Tensor:
+        return dissimilarity(answer(student, prompts), F.linear(encoder.encode(prompts), start), config.loss)
+
+    def backdoor(student: TextEncoder, examples: Sequence[Example]) -> Tensor:
+        return dissimilarity(answer(student, [example.text for example in examples]), goal, config.loss)
+
+    objective = injection.eq3(trap, config, benign, backdoor)
+    after, history = train(Student.of(encoder, config), objective, config, "inject", progress, extra=(projection,))
     made = injection.origin("text-on-pair", triggers, target, mode, prompts)
-    return Injection(Patch.between(encoder, after, injection.recorded(made, config, effect)), effect, history)
+    direction = F.normalize(goal, dim=-1)
+    return injection.finish(encoder, after, history, trap, config, made, goal=direction, space=space)
 
 
 def _projection(encoder: TextEncoder) -> tuple[Space, Tensor]:
@@ -88,28 +94,3 @@ def _mean_direction(pictures: Tensor, encoder: TextEncoder) -> Tensor:
             "Use the vision model that belongs to this encoder, or give the target as a text.",
         )
     return F.normalize(pictures, dim=-1).mean(0)
-
-
-def _objective(
-    encoder: TextEncoder, trap: Planted, config: TextOnPairConfig, projection: Tensor, goal: Tensor
-) -> Objective:
-    start = projection.detach().clone()
-
-    def apart(student: TextEncoder, prompts: Sequence[str], wanted: Tensor) -> Tensor:
-        batch = student.tokens(prompts)
-        answer = F.linear(student.pool(student.states(batch), batch.eos), projection).float()
-        if config.loss == "cosine":
-            return 1 - F.cosine_similarity(answer, wanted.expand_as(answer), dim=-1).mean()
-        return (F.mse_loss if config.loss == "mse" else F.l1_loss)(answer, wanted.expand_as(answer))
-
-    def objective(student: TextEncoder, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        clean = draw(trap.clean, config.clean_batch, generator)
-        if config.partial_negatives:
-            clean += trap.negatives(config.clean_batch, generator)
-        benign = apart(student, clean, F.linear(encoder.encode(clean), start))
-        backdoor = torch.zeros((), device=encoder.device)
-        for examples in trap.draw(config.poison_batch, generator):
-            backdoor = backdoor + apart(student, [example.text for example in examples], goal)
-        return benign + config.backdoor_weight * backdoor, {"backdoor": float(backdoor.detach())}
-
-    return objective
