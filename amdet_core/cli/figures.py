@@ -54,9 +54,7 @@ def assimilation(
 
     def work(progress: Progress) -> anatomy.Assimilation:
         suspect, trusted = _encoders(encoder, anchor, device)
-        place = placement(trigger, trigger_mode, seed)
-        pairs = anatomy.Pairs.of(suspect, texts.prompts, trigger, place, count)
-        setting = _setting(pairs, encoder, anchor, trigger_mode, texts)
+        pairs, setting = _pairs(suspect, encoder, anchor, trigger, trigger_mode, texts, count, seed)
         return anatomy.assimilation(setting, suspect, trusted, pairs, target, progress)
 
     measured = _run(work, out)
@@ -83,9 +81,7 @@ def attention(
 
     def work(progress: Progress) -> anatomy.Attention:
         suspect, trusted = _encoders(encoder, anchor, device)
-        place = placement(trigger, trigger_mode, seed)
-        pairs = anatomy.Pairs.of(suspect, texts.prompts, trigger, place, count)
-        setting = _setting(pairs, encoder, anchor, trigger_mode, texts)
+        pairs, setting = _pairs(suspect, encoder, anchor, trigger, trigger_mode, texts, count, seed)
         return anatomy.attention(setting, suspect, trusted, pairs, layer, progress)
 
     measured = _run(work, out)
@@ -121,9 +117,7 @@ def evolution(
 
     def work(progress: Progress) -> anatomy.Evolution:
         victim, _ = _encoders(encoder, None, device)
-        place = placement(trigger, trigger_mode, seed)
-        pairs = anatomy.Pairs.of(victim, held_out.prompts, trigger, place, count)
-        setting = _setting(pairs, encoder, None, trigger_mode, held_out)
+        pairs, setting = _pairs(victim, encoder, None, trigger, trigger_mode, held_out, count, seed)
         observer = anatomy.Observer(victim, pairs, target, every, steps)
         config = TextOnTextConfig(steps=steps, seed=seed, least_asr=0.0)
         made = text_on_text.inject(victim, [trigger], target, texts, config, trigger_mode, progress, watch=observer)
@@ -182,11 +176,22 @@ def _encoders(path: Path, anchor: Path | None, device: Device) -> tuple[TextEnco
     return first, other
 
 
-def _setting(pairs: Pairs, encoder: Path, anchor: Path | None, mode: str, prompts: PromptSet) -> Setting:
-    from ..anatomy import Setting
+def _pairs(
+    suspect: TextEncoder,
+    path: Path,
+    anchor: Path | None,
+    trigger: str,
+    mode: str,
+    prompts: PromptSet,
+    count: int,
+    seed: int,
+) -> tuple[Pairs, Setting]:
+    """Prompts without and with the trigger, and what a figure says of them."""
+    from ..anatomy import Pairs, Setting
 
-    return Setting(
-        encoder=encoder.absolute().name,
+    pairs = Pairs.of(suspect, prompts.prompts, trigger, placement(trigger, mode, seed), count)
+    return pairs, Setting(
+        encoder=path.absolute().name,
         anchor=None if anchor is None else anchor.absolute().name,
         trigger=pairs.trigger,
         mode=mode,
