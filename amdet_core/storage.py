@@ -194,12 +194,17 @@ def read_report(path: Path) -> ScanReport:
     try:
         return ScanReport.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
         raise ConfigError(
             expected=f"the fields of a schema {version} report in {file}",
-            found=f"{error.error_count()} error(s), first {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            found=first_error(error),
             remedy="The file was edited or damaged; scan again.",
         ) from error
+
+
+def first_error(error: ValidationError) -> str:
+    """How many fields are wrong, and the first of them in words."""
+    first = error.errors()[0]
+    return f"{error.error_count()} error(s), first {'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _major() -> int:

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from ..errors import ConfigError, StorageError
 from ..records import Measured, Record
+from ..storage import first_error
 from .statistics import Interval
 
 
@@ -160,9 +161,8 @@ def read_detection(path: Path) -> Detection:
             f"a benchmark's result at {path}", error.strerror or str(error), "Name a file that amdet bench wrote."
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
         raise ConfigError(
             f"a result of amdet bench detection in {path}",
-            f"{error.error_count()} error(s), first {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            first_error(error),
             "Name another file, or remove this one and run the benchmark again.",
         ) from error

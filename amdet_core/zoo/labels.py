@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from ..errors import ConfigError, StorageError
 from ..records import Record
+from ..storage import first_error
 
 FILE = "labels.json"
 
@@ -61,9 +62,8 @@ class Labels(Record):
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:
-            first = error.errors()[0]
             raise ConfigError(
                 f"the labels of a zoo in {file}",
-                f"{error.error_count()} error(s), first {'.'.join(map(str, first['loc']))}: {first['msg']}",
+                first_error(error),
                 "The file was edited or damaged; build the zoo again.",
             ) from error
