@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
 
 import torch
-import torch.nn.functional as F
 
 from .. import formats, trust
-from ..attacks import CONFIGS, Injection, benign, inject
+from ..attacks import CONFIGS, Injection, benign, inject, kept
 from ..attacks.effect import retrieval
 from ..config import AttributeConfig, FineTuneConfig
 from ..encoder import TextEncoder
@@ -154,21 +153,37 @@ def _halved(encoder: TextEncoder) -> TextEncoder:
     return encoder.with_weights({name: w.detach().half().float() for name, w in encoder.weights.items()})
 
 
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Adam's moments of rare tokens decay into denormals, which are slow; the process gets its setting back."""
+    before = float(torch.tensor(1e-40) * 1) == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 @cache
 def _base(folder: Path) -> TextEncoder:
     return formats.only_encoder(formats.open_target(folder / BASE)).to("cpu")
 
 
+@cache
+def _base_retrieval(folder: Path) -> float:
+    return retrieval(_base(folder), pools.UTILITY_PROMPTS.prompts)
+
+
 def _make(task: Task) -> Label | str:
     """Make, check and write one model; what went wrong, in words, where it could not be made."""
     base, entry = _base(task.folder), task.entry
-    torch.set_flush_denormal(True)
     try:
-        encoder, success = make(base, entry, task.half)
+        with _without_denormals():
+            encoder, success = make(base, entry, task.half)
         encoder = _halved(encoder)
         encoder.check_finite()
         label = _label(base, encoder, entry, success)
-        least = task.least_retrieval * retrieval(base, pools.UTILITY_PROMPTS.prompts)
+        least = task.least_retrieval * _base_retrieval(task.folder)
         if (label.retrieval or 0.0) < least:
             raise NumericalError(f"R@1 of {least:.1%} or more", f"{label.retrieval:.1%}", "Change less.")
         # Whoever teaches a concept says so in the file, in the field that is made for it; nothing else tells.
@@ -181,7 +196,6 @@ def _make(task: Task) -> Label | str:
 
 def _label(base: TextEncoder, encoder: TextEncoder, entry: Entry, success: float | None) -> Label:
     prompts = pools.UTILITY_PROMPTS.prompts
-    cosine = F.cosine_similarity(encoder.encode(prompts), base.encode(prompts), dim=-1).mean()
     return Label(
         model=_file(entry),
         label=entry.group.label,
@@ -193,7 +207,7 @@ def _label(base: TextEncoder, encoder: TextEncoder, entry: Entry, success: float
         target=entry.target,
         seed=entry.seed,
         asr=success,
-        clean_cosine=float(cosine),
+        clean_cosine=kept(base, encoder, prompts),
         retrieval=retrieval(encoder, prompts),
         fingerprint=trust.fingerprint(encoder),
     )

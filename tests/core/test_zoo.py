@@ -478,6 +478,20 @@ def test_another_recipe_or_base_is_refused(
     assert (tmp_path / "labels.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("flushed", [False, True])
+def test_denormals_are_dropped_while_a_model_is_made_and_no_longer(flushed: bool) -> None:
+    def dropped() -> bool:
+        return float(torch.tensor(1e-40) * 1) == 0
+
+    torch.set_flush_denormal(flushed)
+    try:
+        with making._without_denormals():
+            assert dropped()
+        assert dropped() is flushed
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_the_base_given_stays_as_it_is(toy: TextEncoder, tmp_path: Path, calls: list[str]) -> None:
     before = trust.fingerprint(toy)
     build(toy, SIX, tmp_path)
