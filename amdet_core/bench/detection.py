@@ -38,6 +38,9 @@ class Benchmark(Config):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
     seed: int = Field(default=42, ge=0, description="of every scan")
     jobs: int = Field(default=1, ge=1, description="models scanned side by side, each in a process of its own")
+    sample: int | None = Field(
+        default=None, ge=1, description="at most so many models, every group by its share of the zoo; null: all"
+    )
 
     def job(self, model: str, base: str) -> Job:
         """The scan of one model against the base encoder."""
@@ -74,7 +77,8 @@ def run(benchmark: Benchmark, out: Path, *, command: str = "", progress: Progres
     check_writable(out.parent)
     _check_base(benchmark.zoo / labels.base, labels.base_fingerprint)
     done = _kept(earlier, labels)
-    tasks = [(label, benchmark.job(label.model, labels.base)) for label in labels.models if label.model not in done]
+    chosen = labels.evenly()[: benchmark.sample]
+    tasks = [(label, benchmark.job(label.model, labels.base)) for label in chosen if label.model not in done]
     if earlier is not None:
         empty = _continued(earlier, empty, scanning=bool(tasks))
 
@@ -84,12 +88,13 @@ def run(benchmark: Benchmark, out: Path, *, command: str = "", progress: Progres
         write_atomic(out, record_json(result))
         return result
 
-    progress("models", len(done), len(labels.models), {})
+    total = len(done) + len(tasks)
+    progress("models", len(done), total, {})
     with closing(side_by_side(scan_model, tasks, benchmark.jobs)) as rows:
         for _, row in rows:
             done[row.model] = row
             keep(complete=False)
-            progress("models", len(done), len(labels.models), {})
+            progress("models", len(done), total, {})
     return keep(complete=True)
 
 

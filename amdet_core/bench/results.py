@@ -142,7 +142,7 @@ class Detection(Record):
     preset: Literal["quick", "standard", "thorough"]
     seeds: Seeds
     settings_sha256: str = Field(description="of the policy's bounds and of all settings of a scan")
-    complete: bool
+    complete: bool = Field(description="whether all models that were asked for are done; they may be a sample")
     metrics: Metrics
     models: tuple[ModelResult, ...] = Field(description="in the order of the zoo's labels")
 

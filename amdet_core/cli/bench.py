@@ -29,6 +29,9 @@ def bench_detection(
     device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
     seed: Annotated[int, typer.Option(help="of every scan", min=0)] = 42,
     jobs: Annotated[int, typer.Option(help="models scanned side by side", min=1)] = 1,
+    sample: Annotated[
+        int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
+    ] = None,
     out: Annotated[
         str, typer.Option(help="result file; one that an earlier run left is completed")
     ] = "detection-{zoo}-{policy}.json",
@@ -42,7 +45,7 @@ def bench_detection(
     if len(policies) > 1 and "{policy}" not in out:
         raise ConfigError("{policy} in the name of the file, as there are several", out, "Add it to --out.")
     name = Labels.read(zoo).name
-    settings: dict[str, Any] = {"preset": preset.value, "device": device.value, "seed": seed}
+    settings: dict[str, Any] = {"preset": preset.value, "device": device.value, "seed": seed, "sample": sample}
     plans = [(Benchmark(zoo=zoo, policy=chosen, jobs=jobs, **settings), load_policy(chosen)) for chosen in policies]
     for benchmark, judge in plans:
         file = Path(out.replace("{zoo}", name).replace("{policy}", judge.name))
@@ -65,6 +68,8 @@ def _command(benchmark: Benchmark, file: Path) -> str:
         "--seed": str(benchmark.seed),
         "--out": _from_here(file),
     }
+    if benchmark.sample is not None:
+        options["--sample"] = str(benchmark.sample)
     return shlex.join(["amdet", "bench", "detection", *(part for option in options.items() for part in option)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,17 @@ class Labels(Record):
     models: tuple[Label, ...]
     failed: dict[str, str] = Field(default={}, description="models that could not be made, with the reason")
     planned: int = Field(default=0, description="models of the recipe")
+
+    def evenly(self) -> tuple[Label, ...]:
+        """The models in an order of which every beginning holds all groups by their share, as far as it goes."""
+        sizes = Counter(label.group for label in self.models)
+        seen: Counter[str] = Counter()
+        places = []
+        for label in self.models:
+            places.append((seen[label.group] + 0.5) / sizes[label.group])
+            seen[label.group] += 1
+        order = sorted(range(len(self.models)), key=places.__getitem__)
+        return tuple(self.models[i] for i in order)
 
     @classmethod
     def read(cls, folder: Path) -> Labels:

@@ -335,6 +335,23 @@ def test_an_interrupted_run_keeps_what_was_done_and_goes_on(
     assert calls == []
 
 
+def test_a_sample_takes_every_group_by_its_share_and_a_larger_one_goes_on(
+    zoo: Path, calls: list[str], tmp_path: Path, toy: TextEncoder
+) -> None:
+    out = tmp_path / "r.json"
+    sampled = run(Benchmark(zoo=zoo, sample=2), out)
+    assert calls == ["a", "b"]
+    assert sampled.complete
+    assert (sampled.zoo.n_intentional, sampled.metrics.intentional.n) == (1, 0)
+    assert [row.model for row in run(Benchmark(zoo=zoo), out).models] == ["a", "b", "c"]
+    assert calls == ["a", "b", "c"]
+    groups = "wwwwwwxxxyz"
+    models = tuple(label(str(i), group=group) for i, group in enumerate(groups))
+    write_labels(zoo, models, toy)
+    order = "".join(groups[int(one.model)] for one in Labels.read(zoo).evenly())
+    assert order == "wxwwxyzwwxw"
+
+
 def test_a_model_that_was_built_anew_is_scanned_again(
     zoo: Path, calls: list[str], tmp_path: Path, toy: TextEncoder
 ) -> None:
