@@ -80,6 +80,41 @@ class ContrastConfig(Config):
     )
 
 
+class SweepConfig(Config):
+    """Every token tried as a trigger, in looks at fewer and fewer of them with more and more prompts."""
+
+    prompts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 6, 24), min_length=2, description="prompts of each look, spread over the lengths"
+    )
+    kept: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1024, 64), min_length=1, description="candidates that each look but the first takes over"
+    )
+    prompt_tokens: tuple[int, ...] = Field(
+        default=(8, 4, 16), min_length=1, description="lengths to which prompts are cut, in tokens"
+    )
+    leads: int = Field(default=8, ge=1, description="candidates that are measured on whole held-out prompts")
+
+
+class SearchConfig(Config):
+    """From leads to the literal trigger: a beam of token sequences, exchanges by gradient, and dropping."""
+
+    leads: int = Field(default=32, ge=1, description="tokens from other stages that are tried in every place")
+    beam: int = Field(default=4, ge=1, description="sequences that are made longer side by side")
+    pointed: int = Field(default=16, ge=1, description="tokens tried in a place because the gradient points to them")
+    refined: int = Field(default=48, ge=1, description="sequences of a round that are scored on more prompts")
+    longest: int = Field(default=16, ge=1, description="tokens of the longest sequence")
+    exchanges: int = Field(default=4, ge=0, description="rounds in which a single token is exchanged")
+    gain: float = Field(default=0.03, ge=0, description="score that one token more must bring")
+    enough: float = Field(default=0.97, gt=0, description="score at which a search stops")
+    slack: float = Field(default=0.06, ge=0, description="score that may be lost by dropping tokens")
+    glance: int = Field(default=1, ge=1, description="prompts of each length in the first look of a round")
+    prompts: int = Field(default=4, ge=1, description="prompts of each length in the second")
+    pool: int = Field(default=16, ge=1, description="prompts of each length from which rounds draw")
+    prompt_tokens: tuple[int, ...] = Field(
+        default=(6, 16, 32), min_length=1, description="lengths to which prompts are cut, in tokens"
+    )
+
+
 class LandscapeConfig(Config):
     """Loss surface around a recovered feature (eqs. 21-27)."""
 

@@ -120,8 +120,16 @@ class Tails:
         The anchor gets the same vectors unless it has its own, as for a token that each reads from its
         own table. Returns ``(R)`` twice.
         """
+        (suspect, _), (anchor, _) = self.suspect, self.anchor
+        own, other = self.outputs(vectors, anchor_vectors, rows=rows)
+        return losses.collapse(own, suspect.centre), losses.collapse(other, anchor.centre)
+
+    def outputs(
+        self, vectors: Tensor, anchor_vectors: Tensor | None = None, *, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pooled states ``(R, B, D)`` of suspect and anchor for the same; K may be 0."""
         own, other = (
-            losses.collapse(_tail(side.encoder, prefix if rows is None else _select(prefix, rows), v), side.centre)
+            _tail(side.encoder, prefix if rows is None else _select(prefix, rows), v)
             for (side, prefix), v in (
                 (self.suspect, vectors),
                 (self.anchor, vectors if anchor_vectors is None else anchor_vectors),
@@ -165,7 +173,9 @@ def invert(
         NumericalError: the loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    tails = cut_prompts(suspect, anchor, prompts, config, generator)
+    tails = cut_prompts(
+        suspect, anchor, prompts, config.prompt_tokens, config.pool, generator, fewest=2 * config.prompts
+    )
     chosen = [tail.first(SELECT_PROMPTS) for tail in tails]
     typical = float(suspect.encoder.weights[TOKEN_TABLE].norm(dim=-1).median())
     vectors = _start(chosen, suspect.encoder, count, config, generator, progress)
@@ -277,12 +287,22 @@ def _jackknife(own: Tensor, other: Tensor) -> float:
 
 
 def cut_prompts(
-    suspect: Side, anchor: Side, prompts: Sequence[str], config: ContrastConfig, generator: torch.Generator
+    suspect: Side,
+    anchor: Side,
+    prompts: Sequence[str],
+    lengths: Sequence[int],
+    count: int,
+    generator: torch.Generator,
+    *,
+    fewest: int = 2,
 ) -> list[Tails]:
-    """Prompts cut to each of the lengths, up to ``pool`` of every length.
+    """Prompts cut to each of the lengths, up to ``count`` of every length.
 
     Vectors that collapse prompts of one length alone are common in honest encoders: they use the
     position, and fail on prompts of other lengths.
+
+    Args:
+        fewest: prompts without which a length is left out.
 
     Raises:
         ConfigError: for none of the lengths there are enough prompts; one with too few is left out.
@@ -290,17 +310,17 @@ def cut_prompts(
     encoder = suspect.encoder
     rows = [encoder.tokenizer.encode(prompt) for prompt in prompts]
     tails = []
-    for length in config.prompt_tokens:
+    for length in lengths:
         fitting = [[encoder.tokenizer.bos_id, *row[:length]] for row in rows if len(row) >= length]
-        if len(fitting) < 2 * config.prompts:
+        if len(fitting) < fewest:
             continue
-        drawn = torch.randperm(len(fitting), generator=generator)[: config.pool].tolist()
+        drawn = torch.randperm(len(fitting), generator=generator)[:count].tolist()
         ids = torch.tensor([fitting[i] for i in drawn], device=encoder.device)
         tails.append(Tails.of(suspect, anchor, ids))
     if not tails:
         raise ConfigError(
-            expected=f"at least {2 * config.prompts} prompts of {min(config.prompt_tokens)} tokens or more",
-            found=f"{sum(len(row) >= min(config.prompt_tokens) for row in rows)} of {len(prompts)}",
+            expected=f"at least {fewest} prompts of {min(lengths)} tokens or more",
+            found=f"{sum(len(row) >= min(lengths) for row in rows)} of {len(prompts)}",
             remedy="Give longer or more prompts with --prompts.",
         )
     return tails

@@ -195,8 +195,8 @@ def _tails(
     sides: tuple[Side, Side], prompts: Sequence[str], settings: ContrastConfig, config: ScanConfig
 ) -> list[Tails]:
     """The few cut prompts on which landscapes are drawn and tokens are tried."""
-    few = settings.model_copy(update={"pool": settings.lead_prompts})
-    return contrast.cut_prompts(*sides, prompts, few, _generator(config, TAILS_SEED))
+    generator = _generator(config, TAILS_SEED)
+    return contrast.cut_prompts(*sides, prompts, settings.prompt_tokens, settings.lead_prompts, generator)
 
 
 def _surface(tails: Sequence[Tails], vectors: Tensor, config: ScanConfig, progress: Progress) -> Landscape:

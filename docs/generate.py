@@ -33,6 +33,8 @@ def _configuration() -> Iterator[str]:
     for kind in (
         config.ScanConfig,
         config.ContrastConfig,
+        config.SweepConfig,
+        config.SearchConfig,
         config.AmdetConfig,
         config.LandscapeConfig,
         config.TextOnTextConfig,

@@ -28,6 +28,7 @@ DATA = {
 }
 MEASURES = {
     "formats", "trust", "forensics", "landscape", "contrast", "compare", "inversion", "evidence", "features",
+    "sweep", "search",
     "figures", "anatomy", "anatomy_figures",
     "report", "verdict",
 }  # fmt: skip

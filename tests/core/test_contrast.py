@@ -89,7 +89,7 @@ def test_too_few_long_prompts_are_refused(toy: TextEncoder) -> None:
 def test_lengths_for_which_there_are_too_few_prompts_are_left_out(toy: TextEncoder) -> None:
     side = Side.of(toy, PROMPTS)
     short = [f"a {word} in the rain" for word in ("cat", "dog", "fox", "owl", "bee", "cow", "hen", "pig")]
-    tails = contrast.cut_prompts(side, side, short, FAST, torch.Generator().manual_seed(0))
+    tails = contrast.cut_prompts(side, side, short, (4, 8), 40, torch.Generator().manual_seed(0))
     assert [tail.suspect[1].length for tail in tails] == [5]
 
 

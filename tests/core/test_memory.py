@@ -51,7 +51,7 @@ def test_an_inversion_and_a_landscape_without_room_come_out_the_same(
 
     def run() -> tuple[torch.Tensor, Any]:
         found = contrast.invert(*sides, PROMPTS, 2, config, seed=1)
-        tails = contrast.cut_prompts(*sides, PROMPTS, config, torch.Generator().manual_seed(0))[:1]
+        tails = contrast.cut_prompts(*sides, PROMPTS, (4,), 40, torch.Generator().manual_seed(0))
         surface = landscape(lambda v: -contrast.gaps(tails, v), found.vectors, around, torch.Generator().manual_seed(0))
         return found.vectors, surface.values
 

@@ -1,0 +1,203 @@
+"""From leads to the literal trigger: the shortest text that does what a recovered feature does.
+
+Tokens are added one by one to the best sequences so far (a beam), taken from the leads and from where the
+gradient points; single tokens are then exchanged for better ones (GCG), and tokens that are not needed are
+dropped. A sequence is scored by how near it brings the suspect's outputs to the goal, less what it does so in
+the anchor: words that merely describe the goal move both. Every round looks at other prompts, so that a
+sequence can't fit a few of them; scored by collapse alone, searches run past the trigger.
+
+References:
+    Zou et al., Universal and Transferable Adversarial Attacks on Aligned Language Models, 2023,
+    https://arxiv.org/abs/2307.15043 (greedy coordinate gradient).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import contrast
+from .config import SearchConfig
+from .contrast import Side, Tails
+from .encoder import TOKEN_TABLE
+from .memory import Batches
+from .progress import Progress, silent
+
+SIDE_BY_SIDE = 256
+"""Sequences that are scored at once."""
+
+Ids = tuple[int, ...]
+"""Tokens of one sequence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hit:
+    """A sequence of tokens and its score.
+
+    Attributes:
+        ids: the tokens.
+        score: mean cosine of the suspect's outputs to the goal, minus the anchor's where that is positive;
+            -2 to 1.
+    """
+
+    ids: Ids
+    score: float
+
+
+def search(
+    suspect: Side,
+    anchor: Side,
+    prompts: Sequence[str],
+    goal: Tensor,
+    leads: Sequence[int],
+    config: SearchConfig,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> Hit:
+    """The shortest sequence of tokens that leads the suspect, and not the anchor, to the goal.
+
+    Args:
+        prompts: from which prompts are cut; the sequence stands at their end.
+        goal: ``(D,)`` unit direction of the suspect's centred pooled state, as :class:`.contrast.Collapse` has it.
+        leads: tokens to begin with, the most promising first; one at least.
+
+    Raises:
+        ConfigError: too few prompts are long enough.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tails = contrast.cut_prompts(suspect, anchor, prompts, config.prompt_tokens, config.pool, generator)
+    room = suspect.encoder.spec.positions - 1 - max(tail.suspect[1].length for tail in tails)
+    chosen = tuple(leads)[: config.leads]
+    hunt = _Hunt(suspect, anchor, tails, goal.to(suspect.centre), chosen, config, generator, progress)
+    grown = hunt.grow(min(config.longest, room))
+    return hunt.shorten(hunt.exchange(grown))
+
+
+@dataclass(frozen=True, eq=False)
+class _Hunt:
+    """One search: what is scored against what."""
+
+    suspect: Side
+    anchor: Side
+    tails: Sequence[Tails]
+    goal: Tensor
+    leads: Ids
+    config: SearchConfig
+    generator: torch.Generator
+    progress: Progress
+
+    def grow(self, longest: int) -> Hit:
+        """Add tokens to the best sequences until that brings nothing more on all prompts."""
+        beam = self._best([(lead,) for lead in self.leads])
+        best = self._checked(beam)
+        for length in range(2, longest + 1):
+            self.progress("trigger search", length - 2, longest, {"score": best.score})
+            if best.score >= self.config.enough:
+                break
+            beam = self._best(self._longer(beam))
+            longer = self._checked(beam)
+            if longer.score < best.score + self.config.gain:
+                break
+            best = longer
+        return best
+
+    def exchange(self, best: Hit) -> Hit:
+        """Exchange single tokens for better ones, where the gradient points, while that helps."""
+        for _ in range(self.config.exchanges):
+            if best.score >= self.config.enough:
+                break
+            tried = [
+                (*best.ids[:place], token, *best.ids[place + 1 :])
+                for place, tokens in enumerate(self._pointed([best.ids])[0])
+                for token in (*tokens, *self.leads)
+            ]
+            found = self._checked(self._best(tried))
+            if found.score < best.score + self.config.gain:
+                break
+            best = found
+        return best
+
+    def shorten(self, best: Hit) -> Hit:
+        """Drop tokens while the rest still does nearly as much on all prompts."""
+        least = best.score - self.config.slack
+        while len(best.ids) > 1:
+            shorter = self._checked(best.ids[:i] + best.ids[i + 1 :] for i in range(len(best.ids)))
+            if shorter.score < least:
+                break
+            best = shorter
+        return best
+
+    def _longer(self, beam: Sequence[Ids]) -> list[Ids]:
+        """Every sequence with one token more, at every place."""
+        # A token in each gap, to see where the gradient points from there: the lead that is best by itself.
+        gaps = [((*ids[:at], self.leads[0], *ids[at:]), at) for ids in beam for at in range(len(ids) + 1)]
+        pointed = self._pointed([ids for ids, _ in gaps])
+        return [
+            (*ids[:at], token, *ids[at + 1 :])
+            for (ids, at), options in zip(gaps, pointed, strict=True)
+            for token in (*self.leads, *options[at])
+        ]
+
+    def _pointed(self, sequences: Sequence[Ids]) -> list[list[list[int]]]:
+        """For each sequence of one length and each place the tokens to which the gradient points."""
+        encoder = self.suspect.encoder
+        table = encoder.weights[TOKEN_TABLE][: len(encoder.tokenizer)]
+        ids, rows = torch.tensor(sequences, device=table.device), self._draw(self.config.prompts)
+        embeds = encoder.embed(ids)
+
+        def slope(part: slice) -> Tensor:
+            own = embeds[part].clone().requires_grad_()
+            # The anchor reads the same tokens: what its table has otherwise is a constant.
+            other = own + (self.anchor.encoder.embed(ids[part]) - embeds[part])
+            with torch.enable_grad():
+                score = self._agreement(own, other, rows).sum()
+            return torch.autograd.grad(score, own)[0]
+
+        promise = torch.cat(Batches(SIDE_BY_SIDE // 4).map(slope, len(ids))) @ table.T
+        promise[..., [encoder.tokenizer.bos_id, encoder.tokenizer.eos_id]] = -torch.inf
+        options: list[list[list[int]]] = promise.topk(self.config.pointed, dim=-1).indices.tolist()
+        return options
+
+    def _best(self, sequences: Iterable[Ids]) -> list[Ids]:
+        """The beam: the best of many on a few prompts, and the best of those on more."""
+        some = self._scores(sequences, self._draw(self.config.glance))[: self.config.refined]
+        more = self._scores((hit.ids for hit in some), self._draw(self.config.prompts))
+        return [hit.ids for hit in more[: self.config.beam]]
+
+    def _checked(self, sequences: Iterable[Ids]) -> Hit:
+        """The best of a few sequences on all prompts."""
+        return self._scores(sequences, None)[0]
+
+    def _draw(self, count: int) -> list[Tensor]:
+        """Rows of so many prompts of each length, drawn anew."""
+        return [torch.randperm(len(tail), generator=self.generator)[:count].to(self.goal.device) for tail in self.tails]
+
+    @torch.no_grad()
+    def _scores(self, sequences: Iterable[Ids], rows: Sequence[Tensor] | None) -> list[Hit]:
+        """Sequences of one length with their scores, each once, the best first."""
+        distinct = list(dict.fromkeys(sequences))
+        ids = torch.tensor(distinct, device=self.goal.device)
+
+        def look(part: slice) -> Tensor:
+            own, other = (side.encoder.embed(ids[part]) for side in (self.suspect, self.anchor))
+            return self._agreement(own, other, rows)
+
+        scores = torch.cat(Batches(SIDE_BY_SIDE).map(look, len(ids))).tolist()
+        return sorted((Hit(*pair) for pair in zip(distinct, scores, strict=True)), key=lambda hit: -hit.score)
+
+    def _agreement(self, own: Tensor, other: Tensor, rows: Sequence[Tensor] | None) -> Tensor:
+        """Scores ``(R,)`` for embeddings ``(R, K, D)`` in suspect and anchor; over all prompts where rows are None."""
+        every: Sequence[Tensor | None] = rows or [None] * len(self.tails)
+        values = []
+        for tail, chosen in zip(self.tails, every, strict=True):
+            ours, theirs = (
+                F.normalize(pooled - side.centre, dim=-1) @ self.goal
+                for pooled, side in zip(tail.outputs(own, other, rows=chosen), (self.suspect, self.anchor), strict=True)
+            )
+            values.append(ours - theirs.clamp(min=0))
+        return torch.cat(values, dim=1).mean(1)
