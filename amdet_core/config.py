@@ -93,11 +93,13 @@ class SweepConfig(Config):
         default=(8, 4, 16), min_length=1, description="lengths to which prompts are cut, in tokens"
     )
     leads: int = Field(default=8, ge=1, description="candidates that are measured on whole held-out prompts")
+    held_out: int = Field(default=64, ge=8, description="those prompts")
 
 
 class SearchConfig(Config):
     """From leads to the literal trigger: a beam of token sequences, exchanges by gradient, and dropping."""
 
+    least_gap: float = Field(default=0.3, description="gap of another stage's finding from which a trigger is searched")
     leads: int = Field(default=32, ge=1, description="tokens from other stages that are tried in every place")
     beam: int = Field(default=4, ge=1, description="sequences that are made longer side by side")
     pointed: int = Field(default=16, ge=1, description="tokens tried in a place because the gradient points to them")
@@ -134,6 +136,8 @@ class ScanConfig(Config):
     seed: int = Field(default=42, ge=0, description="of every random choice; code 42")
     preset: Literal["quick", "standard", "thorough"] = Field(default="standard", description="how much work")
     prompt_limit: int = Field(default=4000, ge=40, description="prompts used, fit and held-out; paper 4,000")
+    sweep: SweepConfig | None = Field(default=None, description="null: tokens are not tried one by one")
+    search: SearchConfig | None = Field(default=None, description="null: no trigger of several tokens is searched")
     contrast: ContrastConfig | None = Field(default=None, description="null: this inversion is not run")
     amdet: AmdetConfig | None = Field(default=None, description="null: the published inversion is not run")
     landscape: LandscapeConfig | None = Field(

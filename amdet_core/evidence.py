@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import contrast, losses
+from . import contrast, losses, sweep
 from .contrast import Collapse, Side, Tails
 from .encoder import TOKEN_TABLE, TextEncoder, splice
 from .memory import Batches
 from .progress import Progress, silent
-from .records import RUNS, Evidence, Trigger
+from .records import RUNS, Evidence, Lead, Sweep, Trigger
+from .sweep import Swept
 from .tokenizer import ClipTokenizer
 
+Interval = tuple[float, float]
 VERIFIED = 4
 """Leads that are verified on whole held-out prompts, the best by the cheap score."""
 
@@ -118,7 +122,106 @@ def best_token(
     return max(measured, key=lambda pair: pair[1].gap)
 
 
-def trigger(tokenizer: ClipTokenizer, ids: Sequence[int], collapse: Collapse, found_by: str, encoder: str) -> Trigger:
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A lead of a sweep, measured on whole held-out prompts.
+
+    Attributes:
+        ids: its tokens.
+        collapse: what it does across prompts.
+        departures: how far it makes the suspect leave the anchor, by prompt.
+        sigma: robust z-score of its departure among all that were tried.
+    """
+
+    ids: tuple[int, ...]
+    collapse: Collapse
+    departures: Tensor
+    sigma: float
+
+
+def tried(suspect: Side, anchor: Side, swept: Swept, held_out: Sequence[str], count: int) -> list[Tried]:
+    """The leads that depart most and those with the largest gaps, up to ``count`` of each."""
+    by_departure = range(min(count, len(swept.leads)))
+    by_gap = swept.scores.gap.argsort(descending=True)[:count].tolist()
+    return [
+        Tried(
+            swept.leads[i],
+            contrast.measure_tokens(suspect, anchor, held_out, swept.leads[i]),
+            sweep.departures(suspect, anchor, held_out, swept.leads[i]),
+            float(swept.sigmas[i]),
+        )
+        for i in dict.fromkeys([*by_departure, *by_gap])
+    ]
+
+
+def of_sweep(leads: Sequence[Tried], encoder: str) -> list[Evidence]:
+    """Largest gap, departure and z-score of the leads of a sweep."""
+    most = max(leads, key=lambda lead: float(lead.departures.mean()))
+    values = most.departures.double()
+    middle, half_width = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
+
+    def measured(name: str, value: float, unit: str, interval: tuple[float, float] | None = None) -> Evidence:
+        return Evidence(
+            name=name, value=value, unit=unit, direction="higher", n=len(values), interval=interval, encoder=encoder
+        )
+
+    return [
+        gap("sweep_gap", max((lead.collapse for lead in leads), key=lambda c: c.gap), encoder),
+        measured("sweep_departure", middle, "cosine", (middle - half_width, middle + half_width)),
+        measured("sweep_sigma", max(lead.sigma for lead in leads), "robust sigma"),
+    ]
+
+
+def sweep_record(swept: Swept, leads: Sequence[Tried], tokenizer: ClipTokenizer, encoder: str) -> Sweep:
+    """A sweep as a record that a person can read, the lead that departs most first."""
+    ordered = sorted(leads, key=lambda lead: -float(lead.departures.mean()))
+    return Sweep(
+        encoder=encoder,
+        tried=swept.tried,
+        prompts=swept.prompts,
+        excluded_below=swept.excluded_below,
+        leads=tuple(
+            Lead(
+                text=tokenizer.text(lead.ids),
+                tokens=tuple(tokenizer.token(i) for i in lead.ids),
+                token_ids=lead.ids,
+                gap=lead.collapse.gap,
+                departure=float(lead.departures.mean()),
+                sigma=lead.sigma,
+            )
+            for lead in ordered
+        ),
+        n=leads[0].collapse.n,
+    )
+
+
+def success(suspect: Side, held_out: Sequence[str], ids: Sequence[int], goal: Tensor) -> tuple[float, Interval]:
+    """Share of held-out prompts that tokens at their end lead to a goal, and its 95% interval (Wilson's).
+
+    Args:
+        goal: ``(D,)`` unit direction of centred pooled states.
+
+    References:
+        Wilson, Journal of the American Statistical Association 22, 1927, 209-212.
+    """
+    encoder = suspect.encoder
+    tokens = torch.tensor(list(ids), dtype=torch.int64, device=encoder.device)
+    own, triggered = (contrast.outputs(encoder, held_out, encoder.embed(tokens[:count])) for count in (0, len(tokens)))
+    centre = suspect.centre
+    count = int(losses.taken_over(triggered, own, centre + goal.to(centre), centre).sum())
+    n, z = len(held_out), 1.96
+    middle, half = count + z * z / 2, z * math.sqrt(count * (n - count) / n + z * z / 4)
+    return count / n, ((middle - half) / (n + z * z), (middle + half) / (n + z * z))
+
+
+def trigger(
+    tokenizer: ClipTokenizer,
+    ids: Sequence[int],
+    collapse: Collapse,
+    found_by: str,
+    encoder: str,
+    success: tuple[float, Interval] | None = None,
+) -> Trigger:
     """A literal trigger as a record that a person can read."""
     text = tokenizer.text(ids)
     names = [f"U+{ord(c):04X} {unicodedata.name(c, 'UNNAMED')}" for c in dict.fromkeys(text) if ord(c) > 126]
@@ -131,6 +234,8 @@ def trigger(tokenizer: ClipTokenizer, ids: Sequence[int], collapse: Collapse, fo
         encoder=encoder,
         collapse=collapse.gap,
         n=collapse.n,
+        asr=success and success[0],
+        asr_interval=success and success[1],
     )
 
 

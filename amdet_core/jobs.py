@@ -22,11 +22,12 @@ from .config import Config, ScanConfig
 from .errors import ConfigError
 from .features import Feature
 from .formats import OpenedTarget
+from .pipeline import Findings, Subject
 from .progress import Progress, silent
 from .prompts import PromptSet, builtin_prompts, read_prompts
 from .records import EncoderInfo, ScanReport, Target, Tool
 from .report import render_files
-from .scan import Findings, Subject, plan, scan
+from .scan import plan, scan
 from .storage import PSEUDO_TRIGGER
 from .verdict import DEFAULT_POLICY, Policy, decide, load_policy
 
@@ -175,6 +176,7 @@ def _report(
         verdict=decide(policy, evidence, faults),
         evidence=evidence,
         trigger=max(triggers, key=lambda trigger: trigger.collapse, default=None),
+        sweeps=tuple(found.sweep for found in findings if found.sweep is not None),
         candidates=candidates,
         forensics=tuple(found.forensics for found in findings if found.forensics is not None),
         faults=faults,

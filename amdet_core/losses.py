@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+REACHED = 0.9
+"""Centred cosine to a goal above which an output counts as taken over."""
+
 
 def assimilation(states: Tensor) -> Tensor:
     """Mean pairwise cosine of the token states of each prompt (eqs. 5 and 16).
@@ -56,3 +59,23 @@ def collapse(pooled: Tensor, centre: Tensor) -> Tensor:
     unit = F.normalize(pooled - centre, dim=-1)
     count = unit.shape[-2]
     return (unit.sum(-2).square().sum(-1) - count) / (count * (count - 1))
+
+
+def taken_over(triggered: Tensor, own: Tensor, goal: Tensor, centre: Tensor) -> Tensor:
+    """Which prompts reach a goal: their centred pooled state has a cosine above :data:`REACHED` with it, and is
+    nearer to it than to their own.
+
+    Uncentred cosines mislead: the states of a text encoder share a large mean, and any two prompts agree in it.
+
+    Args:
+        triggered: ``(B, E)`` pooled states with the trigger.
+        own: ``(B, E)`` pooled states as they would be if the trigger did nothing.
+        goal: ``(E,)`` or ``(B, E)``.
+        centre: ``(E,)`` mean of clean pooled states.
+
+    Returns:
+        ``(B,)`` of bool.
+    """
+    to_goal = F.cosine_similarity(triggered - centre, goal - centre, dim=-1)
+    to_own = F.cosine_similarity(triggered - centre, own - centre, dim=-1)
+    return (to_goal > REACHED) & (to_goal > to_own)

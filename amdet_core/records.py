@@ -178,6 +178,30 @@ class Trigger(Record):
     encoder: str
     collapse: Number = Field(description="how much more the suspect's outputs agree than the anchor's, 0 to 1")
     n: int = Field(description="held-out prompts on which it was verified")
+    asr: Measured = Field(default=None, description="share of them that end at the one output; see losses.taken_over")
+    asr_interval: tuple[Number, Number] | None = Field(default=None, description="95% interval, Wilson's")
+
+
+class Lead(Record):
+    """A token, or a character of several, that stood out when all were tried."""
+
+    text: str
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    gap: Number = Field(description="how much more the suspect's outputs agree across prompts than the anchor's")
+    departure: Number = Field(description="how far it makes the suspect leave the anchor, in cosine")
+    sigma: Number = Field(description="robust z-score of its departure among all that were tried")
+
+
+class Sweep(Record):
+    """Every token, and every look-alike or invisible character, tried as a trigger."""
+
+    encoder: str
+    tried: int
+    prompts: tuple[int, ...] = Field(description="of each look at fewer and fewer of them")
+    excluded_below: Number = Field(description="departure in the first look below which they were left behind")
+    leads: tuple[Lead, ...] = Field(description="those that stood out most, measured on held-out prompts")
+    n: int = Field(description="held-out prompts")
 
 
 class LayerChange(Record):
@@ -244,6 +268,7 @@ class ScanReport(Record):
     verdict: Verdict
     evidence: tuple[Evidence, ...]
     trigger: Trigger | None
+    sweeps: tuple[Sweep, ...] = ()
     candidates: tuple[Candidate, ...]
     forensics: tuple[Forensics, ...] = ()
     faults: tuple[Fault, ...]

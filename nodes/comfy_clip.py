@@ -22,8 +22,8 @@ from ..amdet_core.encoder import PROJECTION, TextEncoder, expected_shapes
 from ..amdet_core.errors import EncoderError, NumericalError
 from ..amdet_core.formats import FoundEncoder, OpenedTarget
 from ..amdet_core.patch import Patch
+from ..amdet_core.pipeline import Subject
 from ..amdet_core.records import EncoderSpec
-from ..amdet_core.scan import Subject
 from ..amdet_core.tokenizer import clip_tokenizer
 
 LAYOUT = "graph"

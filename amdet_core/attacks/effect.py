@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from .. import losses
 from ..encoder import TextEncoder
 from ..errors import NumericalError
 from ..patch import Patch
 from ..records import Record
 
-REACHED = 0.9
-"""Centred cosine to the goal above which a triggered prompt counts as taken over."""
 MEASURED_PROMPTS = 256
 FULL_PROMPTS = 64
 SHORTENED = 2 / 3
@@ -123,11 +122,7 @@ def measure(
 
 
 def success_rate(triggered: Tensor, own: Tensor, goal: Tensor, centre: Tensor) -> float:
-    """Share of triggered prompts that reach the goal.
-
-    A prompt counts when its centred pooled state has a cosine above :data:`REACHED` with the goal's
-    and is nearer to the goal's than to its own. Uncentred cosines mislead: the states of a
-    text encoder share a large mean, and any two prompts agree in it.
+    """Share of triggered prompts that reach the goal, by :func:`.losses.taken_over`.
 
     Args:
         triggered: ``(B, E)`` pooled states of triggered prompts in the suspect.
@@ -136,9 +131,7 @@ def success_rate(triggered: Tensor, own: Tensor, goal: Tensor, centre: Tensor) -
         goal: ``(E,)`` or ``(B, E)`` the goal's pooled state in the clean encoder.
         centre: ``(E,)`` mean of clean pooled states.
     """
-    to_goal = F.cosine_similarity(triggered - centre, goal - centre, dim=-1)
-    to_own = F.cosine_similarity(triggered - centre, own - centre, dim=-1)
-    return float(((to_goal > REACHED) & (to_goal > to_own)).float().mean())
+    return float(losses.taken_over(triggered, own, goal, centre).float().mean())
 
 
 def retrieval(encoder: TextEncoder, prompts: Sequence[str]) -> float:

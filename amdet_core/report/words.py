@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath, PureWindowsPath
 
-from ..records import Candidate, Evidence, Forensics, Level, ScanReport, Trigger
+from ..records import Candidate, Evidence, Forensics, Level, ScanReport, Sweep, Trigger
 from ..storage import PSEUDO_TRIGGER
 from ..verdict import IDENTITY
 
@@ -52,7 +52,10 @@ ANCHORS = {
 }
 MEANINGS = {
     "gap": "how much more the outputs of different prompts agree than in the anchor, with the recovered feature",
-    "literal_gap": "the same with the best real token in place of the feature",
+    "literal_gap": "the same with the best real text in place of the feature",
+    "sweep_gap": "the same with the best of all single tokens and characters",
+    "sweep_departure": "how far the one token that does so most makes the encoder leave its anchor",
+    "sweep_sigma": "how far that departure stands out from those of all other tokens",
     "suspect_collapse": "agreement of the suspect's outputs across prompts, with the feature",
     "anchor_collapse": "agreement of the anchor's outputs across prompts, with the feature",
     "smallest_gap_of_seeds": "gap of the weakest of the independent runs",
@@ -231,6 +234,18 @@ def _trigger(report: ScanReport) -> Iterator[str]:
         yield "Not known; none was found so far."
     else:
         yield "None was found."
+    yield from map(_swept, report.sweeps)
+
+
+def _swept(sweep: Sweep) -> str:
+    """What trying every token shows and excludes."""
+    most = sweep.leads[0]
+    gap = max(lead.gap for lead in sweep.leads)
+    return (
+        f"{sweep.encoder}: {sweep.tried:,} tokens and characters were tried one by one. “{most.text}” stands out most: "
+        f"it makes the encoder leave its anchor by {most.departure:.2f} (cosine); no other one does more. "
+        f"None makes outputs agree more than {gap:.2f} beyond the anchor's."
+    )
 
 
 def _literal(trigger: Trigger) -> Iterator[str]:
@@ -239,6 +254,9 @@ def _literal(trigger: Trigger) -> Iterator[str]:
         f"With it in {trigger.n:,} prompts that were held out, the outputs agree {trigger.collapse:.2f} more "
         "than the anchor's do (0: no more, 1: they are all the same)."
     )
+    if trigger.asr is not None and trigger.asr_interval is not None:
+        low, high = trigger.asr_interval
+        yield f"It leads {trigger.asr:.0%} of them to one and the same output (95% interval {low:.0%} to {high:.0%})."
     if trigger.code_points:
         yield f"Outside ASCII: {', '.join(trigger.code_points)}."
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from amdet_core import pipeline as module
 from amdet_core import pocket
-from amdet_core import scan as module
-from amdet_core.config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig
+from amdet_core.config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig, SearchConfig, SweepConfig
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, NumericalError
+from amdet_core.pipeline import Subject
 from amdet_core.prompts import PromptSet, builtin_prompts
 from amdet_core.records import Level
-from amdet_core.scan import Subject, plan, scan, surround
+from amdet_core.scan import plan, scan, surround
 from amdet_core.verdict import POLICIES, decide
 
 PROMPTS = builtin_prompts(200)
@@ -22,6 +23,14 @@ FAST = ScanConfig(
         vectors=(1, 2), seeds=1, steps=3, restarts=2, draws=2, pool=30, held_out=12, literal_leads=5
     ),
     landscape=LandscapeConfig(grid=5, radius=None, prompts=3),
+)
+
+
+CASCADE = ScanConfig(
+    sweep=SweepConfig(prompts=(1, 3), kept=(16,), leads=2, held_out=12),
+    search=SearchConfig(leads=6, beam=2, pointed=2, refined=8, longest=3, exchanges=1, prompts=2, pool=4),
+    contrast=FAST.contrast.model_copy(update={"vectors": (1,), "literal_leads": 0}),
+    landscape=None,
 )
 
 
@@ -45,6 +54,61 @@ def test_all_stages_leave_their_evidence(toy: TextEncoder) -> None:
     assert [tuple(feature.vectors.shape) for feature in found.features] == [(1, 64), (2, 64)]
     assert {"forensics", "contrast k=1", "contrast k=2", "landscape"} <= set(steps)
     assert found.timings.keys() == {"forensics", "contrast"}
+
+
+def few_candidates(monkeypatch: pytest.MonkeyPatch, *more: int) -> None:
+    """The sweep tries some tokens alone."""
+    monkeypatch.setattr(module.token_sweep, "single_tokens", lambda _: tuple((i,) for i in (*range(1000, 1100), *more)))
+    monkeypatch.setattr(module.token_sweep, "characters", lambda _: ())
+
+
+def test_the_cascade_names_the_token_that_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    suspect = pocket.load("backdoored")
+    token = suspect.tokenizer.encode(pocket.TRIGGER)[0]
+    few_candidates(monkeypatch, token)
+    steps: list[str] = []
+    found = scan(
+        Subject("clip_l", suspect, pocket.load("clean")),
+        PROMPTS,
+        CASCADE,
+        POLICIES["amdet-2"],
+        progress=lambda stage, *_: steps.append(stage),
+    )
+    assert not found.faults
+    values = {item.name: item.value for item in found.evidence}
+    assert values["sweep_gap"] > 0.5
+    assert values["literal_gap"] >= values["sweep_gap"] - 0.05
+    assert found.sweep is not None
+    assert found.sweep.tried == 101
+    assert found.sweep.leads[0].token_ids == (token,)
+    assert found.trigger is not None
+    assert found.trigger.token_ids == (token,)
+    assert found.trigger.asr == 1
+    assert found.trigger.asr_interval is not None
+    assert 0.7 < found.trigger.asr_interval[0] < found.trigger.asr_interval[1] <= 1
+    assert {"sweep", "sweep, look 2", "trigger search"} <= set(steps)
+    assert found.timings.keys() == {"forensics", "sweep", "contrast", "search"}
+    assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.BACKDOORED
+
+
+def test_without_a_finding_no_trigger_is_searched(toy: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_candidates(monkeypatch)
+    quick = CASCADE.model_copy(update={"contrast": None})
+    found = scan(Subject("clip_l", perturbed(toy, 0.001), toy), PROMPTS, quick, POLICIES["amdet-2"])
+    assert not found.faults
+    assert found.trigger is None
+    assert "literal_gap" not in {item.name for item in found.evidence}
+    assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.CLEAN
+
+
+def test_a_sweep_that_fails_is_a_fault_and_never_clean(toy: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise NumericalError("a", "b", "c")
+
+    monkeypatch.setattr(module.token_sweep, "sweep", fail)
+    found = scan(Subject("clip_l", perturbed(toy), toy), PROMPTS, CASCADE, POLICIES["amdet-2"])
+    assert [fault.stage for fault in found.faults] == ["sweep"]
+    assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.INCONCLUSIVE
 
 
 def test_an_identical_encoder_is_answered_without_any_stage(toy: TextEncoder) -> None:

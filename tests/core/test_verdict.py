@@ -53,7 +53,7 @@ def test_every_finding_can_be_reached_and_every_bound_matters(policy: Policy) ->
 def test_bounds_lie_within_what_can_be_measured(policy: Policy) -> None:
     for finding in policy.findings:
         for condition in finding.when:
-            low, high = (-7, 7) if condition.evidence == "running_loss" else (-1, 1)
+            low, high = {"running_loss": (-7, 7), "sweep_sigma": (0, 1000)}.get(condition.evidence, (-1, 1))
             assert low < condition.bound < high
 
 
@@ -128,7 +128,7 @@ def test_a_policy_file_is_read_back_and_a_damaged_one_refused(tmp_path: Path) ->
     path.write_text(json.dumps({"name": "x"}))
     with pytest.raises(ConfigError, match="expected a policy as JSON"):
         load_policy(str(path))
-    with pytest.raises(ConfigError, match="amdet-1, amdet-2025-code"):
+    with pytest.raises(ConfigError, match="amdet-1, amdet-2, amdet-2025-code"):
         load_policy("no-such-policy")
 
 

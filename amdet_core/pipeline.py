@@ -1,0 +1,303 @@
+"""The stages of a scan; each measures one encoder and leaves evidence, features or a trigger.
+
+They know nothing about attacks, files or hosts. Randomness comes from the seed in the config alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import contrast, evidence, forensics, inversion
+from . import search as trigger_search
+from . import sweep as token_sweep
+from .config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig, SearchConfig, SweepConfig
+from .contrast import Collapse, Found, Side, Tails
+from .encoder import POSITION_TABLE, TextEncoder
+from .evidence import Tried
+from .features import Feature
+from .landscape import landscape
+from .progress import Progress
+from .records import Candidate, Evidence, Fault, Forensics, Landscape, Sweep, Trigger
+from .verdict import PUBLISHED, Policy
+
+CONTRAST_PROMPTS = 64
+"""Held-out prompts for what is measured of a published feature beside the published indicators."""
+LANDSCAPE_SEED, TAILS_SEED, SWEEP_SEED, SEARCH_SEED = 1_000_003, 2_000_003, 3_000_017, 4_000_037
+"""Added to the seed of a scan, so that no two stages share random numbers."""
+SAME_GAP = 0.05
+"""Triggers whose gaps differ by less do the same."""
+SEEDS_PER_SCAN, SEEDS_PER_LENGTH = 1000, 50
+"""So far apart that scans of neighbouring seeds, and lengths within one, share no run."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One encoder to scan.
+
+    Attributes:
+        name: of the encoder within its file.
+        suspect: the encoder.
+        anchor: a trusted encoder with the same tensors, or None.
+        identical: whether it is a trusted encoder, number for number; nothing is measured then.
+    """
+
+    name: str
+    suspect: TextEncoder
+    anchor: TextEncoder | None
+    identical: bool = False
+
+
+@dataclass(eq=False)
+class Findings:
+    """What the stages found about one encoder; filled stage by stage.
+
+    Attributes:
+        features: recovered features in the order in which they were found.
+        tried: tokens that a sweep measured on held-out prompts.
+        goals: what they and the features do to held-out prompts.
+    """
+
+    evidence: list[Evidence] = field(default_factory=list)
+    features: list[Feature] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
+    goals: list[Collapse] = field(default_factory=list)
+    sweep: Sweep | None = None
+    forensics: Forensics | None = None
+    trigger: Trigger | None = None
+    faults: list[Fault] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Records of the features."""
+        return [feature.candidate for feature in self.features]
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """The stages of one scan: what they need, and where they put what they find."""
+
+    subject: Subject
+    anchor: TextEncoder
+    fit: Sequence[str]
+    held_out: Sequence[str]
+    config: ScanConfig
+    policy: Policy
+    place_trigger: Callable[[str], str] | None
+    progress: Progress
+    found: Findings
+
+    @cached_property
+    def sides(self) -> tuple[Side, Side]:
+        """Suspect and anchor with their centres."""
+        return Side.of(self.suspect, self.fit, self.progress), Side.of(self.anchor, self.fit, self.progress)
+
+    @property
+    def suspect(self) -> TextEncoder:
+        """The encoder that is scanned."""
+        return self.subject.suspect
+
+    def forensics(self) -> None:
+        """Difference of the weights to the anchor's."""
+        found = forensics.compare(self.suspect, self.anchor, encoder=self.subject.name, progress=self.progress)
+        self.found.forensics = found
+        self.found.evidence += forensics.evidence(found)
+
+    def sweep(self, settings: SweepConfig) -> None:
+        """Every token and every character, tried as a trigger."""
+        encoder, held_out = self.suspect, self.held_out[: settings.held_out]
+        candidates = token_sweep.single_tokens(encoder) + token_sweep.characters(encoder.tokenizer)
+        seed = self.config.seed + SWEEP_SEED
+        swept = token_sweep.sweep(*self.sides, self.fit, candidates, settings, seed=seed, progress=self.progress)
+        leads = evidence.tried(*self.sides, swept, held_out, settings.leads)
+        self.found.tried.extend(leads)
+        self.found.goals.extend(lead.collapse for lead in leads)
+        self.found.evidence += evidence.of_sweep(leads, self.subject.name)
+        self.found.sweep = evidence.sweep_record(swept, leads, encoder.tokenizer, self.subject.name)
+
+    def search(self, settings: SearchConfig) -> None:
+        """The literal trigger, where another stage found an output to which prompts are led."""
+        goal = max(self.found.goals, key=lambda collapse: collapse.gap, default=None)
+        if goal is None or goal.gap < settings.least_gap:
+            return
+        near = [evidence.nearest_tokens(self.suspect, f.vectors, 4).flatten().tolist() for f in self.found.features]
+        singles = sorted((t for t in self.found.tried if len(t.ids) == 1), key=lambda t: -float(t.departures.mean()))
+        leads = [*(lead.ids[0] for lead in singles), *self._moved(), *(token for tokens in near for token in tokens)]
+        hit = trigger_search.search(
+            *self.sides,
+            self.fit,
+            goal.target,
+            list(dict.fromkeys(leads)),
+            settings,
+            seed=self.config.seed + SEARCH_SEED,
+            progress=self.progress,
+        )
+        self._name(goal, hit.ids)
+
+    def _name(self, goal: Collapse, found: tuple[int, ...]) -> None:
+        """Record the literal trigger: what a search found, as tokens or as its text is read, or a single token.
+
+        Of those that do about as much, one that can be written as text is preferred, and a short one.
+        """
+        tokenizer, held_out = self.suspect.tokenizer, self.held_out[: goal.n]
+        options = {found: "the text at which a search from the recovered feature ends"}
+        options.setdefault(tuple(tokenizer.encode(tokenizer.text(found))), options[found])
+        for lead in sorted(self.found.tried, key=lambda lead: -lead.collapse.gap)[:1]:
+            options[lead.ids] = "the one that takes prompts over when all tokens are tried"
+        measured = {ids: contrast.measure_tokens(*self.sides, held_out, ids) for ids in options if ids}
+        least = max(collapse.gap for collapse in measured.values()) - SAME_GAP
+        able = [ids for ids, collapse in measured.items() if collapse.gap >= least]
+        ids = min(able, key=lambda ids: (tokenizer.encode(tokenizer.text(ids)) != list(ids), len(ids)))
+        self.found.evidence.append(evidence.gap("literal_gap", measured[ids], self.subject.name))
+        if measured[ids].gap >= self.policy.literal_gap:
+            rate = evidence.success(self.sides[0], held_out, ids, goal.target)
+            self.found.trigger = evidence.trigger(tokenizer, ids, measured[ids], options[ids], self.subject.name, rate)
+
+    def _moved(self) -> list[int]:
+        """Tokens whose row of the table moved most."""
+        rows = self.found.forensics.rows if self.found.forensics else ()
+        return [row.token_id for row in rows if row.token_id < len(self.suspect.tokenizer)]
+
+    def contrast(self, settings: ContrastConfig) -> None:
+        """Anchor-relative inversion of every length, then real tokens as literal triggers."""
+        sides = self.sides
+        held_out = self.held_out[: settings.held_out]
+        tails = cut_tails(sides, self.fit, settings, self.config)
+        for count in settings.vectors:
+            if self._one_length(settings, sides, tails, held_out, count) >= settings.enough:
+                break
+        if settings.literal_leads:
+            self._literal(settings, sides, tails, held_out)
+
+    def _one_length(
+        self,
+        settings: ContrastConfig,
+        sides: tuple[Side, Side],
+        tails: Sequence[Tails],
+        held_out: Sequence[str],
+        count: int,
+    ) -> float:
+        """The gap of the best of several seeds on held-out prompts, recorded with its landscape."""
+        runs: list[tuple[Collapse, Found, int]] = []
+        first = SEEDS_PER_SCAN * self.config.seed + SEEDS_PER_LENGTH * count
+        for seed in range(first, first + settings.seeds):
+            run = contrast.invert(*sides, self.fit, count, settings, seed=seed, progress=self.progress)
+            runs.append((contrast.measure(*sides, held_out, run.vectors), run, seed))
+        collapse, best, seed = max(runs, key=lambda run: run[0].gap)
+        self.found.goals.append(collapse)
+        targets = torch.stack([measured.target for measured, _, _ in runs])
+        indicators = {
+            "gap": collapse.gap,
+            "suspect_collapse": collapse.suspect,
+            "anchor_collapse": collapse.anchor,
+            "smallest_gap_of_seeds": min(run[0].gap for run in runs),
+        }
+        around = None
+        if self.config.landscape is not None:
+            around = surface(tails, best.vectors, self.config, self.progress)
+            indicators["positive_share"] = around.positive_share
+        self.found.evidence.append(evidence.gap(f"gap_k{count}", collapse, self.subject.name))
+        if len(runs) > 1:
+            self.found.evidence.append(evidence.same_target(f"same_target_k{count}", targets, self.subject.name))
+        self._keep("contrast", best.vectors, seed, best.loss, indicators, around, held_out)
+        return collapse.gap
+
+    def _literal(
+        self, settings: ContrastConfig, sides: tuple[Side, Side], tails: Sequence[Tails], held_out: Sequence[str]
+    ) -> None:
+        """Try real tokens: those nearest to the features, and those whose row of the table moved."""
+        vectors = torch.cat([feature.vectors for feature in self.found.features])
+        near = evidence.nearest_tokens(self.suspect, vectors, settings.literal_leads).flatten().tolist()
+        leads = list(dict.fromkeys(near + self._moved()))
+        token, collapse = evidence.best_token(*sides, tails, held_out, leads, self.progress)
+        self.found.evidence.append(evidence.gap("literal_gap", collapse, self.subject.name))
+        if collapse.gap >= self.policy.literal_gap:
+            by = "a neighbour of the recovered feature" if token in near else "a row of the token table that moved"
+            self.found.trigger = evidence.trigger(self.suspect.tokenizer, [token], collapse, by, self.subject.name)
+
+    def published(self, settings: AmdetConfig) -> None:
+        """The inversion as published; its stop rule is the policy's, where the policy is one of the paper's."""
+        gates = self.policy.findings if self.policy.method in PUBLISHED else ()
+        result = inversion.invert(
+            self.suspect,
+            self.anchor,
+            self.fit,
+            self.held_out,
+            settings,
+            self.config.landscape if gates and self.config.landscape else LandscapeConfig(grid=25),
+            seed=self.config.seed,
+            accept=lambda holds: any(finding.holds(holds) for finding in gates),
+            progress=self.progress,
+        )
+        self.found.evidence += evidence.published(result.indicators, len(self.held_out), self.subject.name)
+        self._keep(
+            "amdet",
+            result.vectors - position_rows(self.suspect, settings),
+            self.config.seed,
+            result.loss,
+            result.indicators,
+            result.landscape,
+            self.held_out[:CONTRAST_PROMPTS],
+            fidelity_at=settings.insert_at,
+        )
+
+    def _keep(
+        self,
+        method: Literal["contrast", "amdet"],
+        vectors: Tensor,
+        seed: int,
+        loss: tuple[float, ...],
+        indicators: Mapping[str, float],
+        around: Landscape | None,
+        held_out: Sequence[str],
+        fidelity_at: int | None = None,
+    ) -> None:
+        """Record a candidate with its tensors and, where the trigger is known, its fidelity."""
+        known = {}
+        if self.place_trigger is not None:
+            known["fidelity"] = evidence.fidelity(self.suspect, held_out, self.place_trigger, vectors, fidelity_at)
+        near = evidence.nearest_tokens(self.suspect, vectors, 1)[:, 0].tolist()
+        candidate = Candidate(
+            encoder=self.subject.name,
+            method=method,
+            vectors=len(vectors),
+            seed=seed,
+            steps=len(loss),
+            loss=loss,
+            indicators={**indicators, **known},
+            nearest_tokens=tuple(self.suspect.tokenizer.text([token]) for token in near),
+            landscape=around,
+        )
+        target = contrast.outputs(self.suspect, held_out, vectors).mean(0)
+        self.found.features.append(Feature(candidate, vectors, target))
+
+
+def generator(config: ScanConfig, offset: int) -> torch.Generator:
+    """Random numbers of one stage of a scan; ``offset`` tells the stages apart."""
+    return torch.Generator().manual_seed(config.seed + offset)
+
+
+def cut_tails(
+    sides: tuple[Side, Side], prompts: Sequence[str], settings: ContrastConfig, config: ScanConfig
+) -> list[Tails]:
+    """The few cut prompts on which landscapes are drawn and tokens are tried."""
+    drawing = generator(config, TAILS_SEED)
+    return contrast.cut_prompts(*sides, prompts, settings.prompt_tokens, settings.lead_prompts, drawing)
+
+
+def surface(tails: Sequence[Tails], vectors: Tensor, config: ScanConfig, progress: Progress) -> Landscape:
+    """The contrast around vectors ``(K, D)``."""
+    around = (config.landscape or LandscapeConfig()).model_copy(update={"prompts": sum(map(len, tails))})
+    drawing = generator(config, LANDSCAPE_SEED)
+    return landscape(lambda points: -contrast.gaps(tails, points), vectors, around, drawing, progress)
+
+
+def position_rows(encoder: TextEncoder, settings: AmdetConfig) -> Tensor:
+    """What placed vectors ``(K, D)`` are more than embeddings that work in any prompt."""
+    return encoder.weights[POSITION_TABLE][settings.insert_at : settings.insert_at + settings.vectors]
