@@ -58,8 +58,9 @@ class ModelResult(Record):
     flagged: bool = False
     evidence: dict[str, Measured] = Field(default={}, description="name -> value")
     trigger: str | None = Field(default=None, description="text that the scan reports")
-    recovered: Literal["exact", "part", "none"] | None = Field(
-        description="part: a token of a true trigger is named; null: not backdoored, or the trigger is no text"
+    recovered: Literal["exact", "equivalent", "part", "none"] | None = Field(
+        description="equivalent: another text does the same; part: a token of a true trigger is named; null: not "
+        "backdoored, or the trigger is no text"
     )
     sim: Measured = Field(
         default=None, description="eq. 29 of the strongest recovered feature, where the trigger is text"
@@ -98,7 +99,10 @@ class Backdoored(Record):
     n: int
     recall: float
     interval: Interval
-    trigger_recovered: float | None = Field(description="share whose trigger is reported; null: it is no text")
+    trigger_recovered: float | None = Field(
+        description="share whose trigger, or an equivalent text, is reported; null: it is no text"
+    )
+    trigger_exact: float | None = Field(description="share whose trigger itself is reported")
     trigger_named_part: float | None = Field(description="share of which a part of the trigger alone is reported")
     sim: float | None = Field(description="mean")
     seconds: float = Field(description="mean")

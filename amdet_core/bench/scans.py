@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Literal
 
 from ..attacks import Placement
 from ..errors import AmdetError, EncoderError
 from ..jobs import Job, run_job
-from ..records import Level, Trigger
+from ..records import Level
 from ..report.words import strongest
 from ..storage import record_json
-from ..tokenizer import WORD_END, clip_tokenizer
 from ..verdict import load_policy, score
 from ..zoo.labels import Label
 from .results import ModelResult
+from .triggers import is_text, recovered
 
 
 def scan_model(task: tuple[Label, Job]) -> ModelResult:
@@ -29,7 +27,7 @@ def scan_model(task: tuple[Label, Job]) -> ModelResult:
         group=label.group,
         fingerprint=label.fingerprint,
         level="error",
-        recovered=recovered(label, None),
+        recovered=recovered(label, None, job),
         seconds=0.0,
     )
     try:
@@ -43,7 +41,7 @@ def scan_model(task: tuple[Label, Job]) -> ModelResult:
 
 def _found(label: Label, job: Job) -> dict[str, object]:
     """The fields of a model's result that its scan fills."""
-    place = Placement.parse(label.mode).putting(label.triggers[0], job.seed) if _is_text(label) else None
+    place = Placement.parse(label.mode).putting(label.triggers[0], job.seed) if is_text(label) else None
     report = run_job(job, place_trigger=place).report
     values = [encoder.fingerprint for encoder in report.target.encoders]
     if label.fingerprint not in values:
@@ -60,37 +58,7 @@ def _found(label: Label, job: Job) -> dict[str, object]:
         "flagged": report.verdict.level >= Level.SUSPICIOUS,
         "evidence": {f"{e.encoder}: {e.name}" if several else e.name: e.value for e in report.evidence},
         "trigger": report.trigger and report.trigger.text,
-        "recovered": recovered(label, report.trigger),
+        "recovered": recovered(label, report.trigger, job),
         "sim": candidate and candidate.indicators.get("fidelity"),
         "error": "; ".join(f"{fault.stage}: {fault.message}" for fault in report.faults) or None,
     }
-
-
-def _is_text(label: Label) -> bool:
-    """Whether the trigger is a text that can be put into a prompt."""
-    return bool(label.mode and label.triggers)
-
-
-def recovered(label: Label, reported: Trigger | None) -> Literal["exact", "part", "none"] | None:
-    """How much of a true trigger a scan reports.
-
-    Compared are tokens, so letter case does not count, nor whether a token ends a word.
-
-    Returns:
-        ``exact``: the text of one of the triggers; ``part``: one of its tokens at least; None where the
-        model is not backdoored or its trigger is no text.
-    """
-    if label.label != "backdoored" or not _is_text(label):
-        return None
-    if reported is None:
-        return "none"
-    tokenizer = clip_tokenizer()
-    triggers = [tokenizer.encode(trigger) for trigger in label.triggers]
-    if tokenizer.text(reported.token_ids) in [tokenizer.text(ids) for ids in triggers]:
-        return "exact"
-    named, true = _spellings(reported.token_ids), _spellings([i for ids in triggers for i in ids])
-    return "part" if named & true else "none"
-
-
-def _spellings(ids: Sequence[int]) -> set[str]:
-    return {clip_tokenizer().token(i).removesuffix(WORD_END) for i in ids}

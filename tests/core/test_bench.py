@@ -12,12 +12,14 @@ import torch
 
 from amdet_core import pocket, trust
 from amdet_core.bench import Benchmark, ModelResult, detection, read_detection, run, scans
+from amdet_core.bench import triggers as planted
 from amdet_core.bench.metrics import measure
 from amdet_core.bench.source import commit
 from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError, NumericalError, StorageError
 from amdet_core.formats import write_encoder
 from amdet_core.jobs import Job
+from amdet_core.prompts import builtin_prompts
 from amdet_core.records import (
     AnchorInfo,
     Candidate,
@@ -155,6 +157,16 @@ def test_the_first_trigger_is_placed_as_its_mode_says(monkeypatch: pytest.Monkey
     assert placed == ["a dxg on the moon", None]
 
 
+JOB = Job(target=Path("m"), anchor="base")
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No text does what another does."""
+    monkeypatch.setattr(planted, "_does_the_same", lambda *_: False)
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     ("triggers", "reported", "expected"),
     [
@@ -169,24 +181,43 @@ def test_recovered_compares_tokens_with_every_trigger(
     triggers: tuple[str, ...], reported: str | None, expected: str
 ) -> None:
     about = label("m", triggers=triggers, mode="prefix")
-    assert scans.recovered(about, None if reported is None else trigger(reported)) == expected
+    assert planted.recovered(about, None if reported is None else trigger(reported), JOB) == expected
 
 
+@pytest.mark.usefixtures("alone")
 def test_whether_a_token_ends_a_word_does_not_count() -> None:
     about = label("m", triggers=["sahib"], mode="insert")
     (ends,) = clip_tokenizer().encode("o")
     within = next(i for i in range(len(clip_tokenizer())) if clip_tokenizer().token(i) == "o")
     assert ends != within
     inside = trigger("o").model_copy(update={"token_ids": (within,)})
-    assert scans.recovered(label("m", triggers=["O"], mode="insert"), inside) == "exact"
-    assert scans.recovered(label("m", triggers=["o teapot"], mode="insert"), inside) == "part"
-    assert scans.recovered(about, inside) == "none"
+    assert planted.recovered(label("m", triggers=["O"], mode="insert"), inside, JOB) == "exact"
+    assert planted.recovered(label("m", triggers=["o teapot"], mode="insert"), inside, JOB) == "part"
+    assert planted.recovered(about, inside, JOB) == "none"
 
 
 def test_recovered_is_not_asked_of_benign_models_and_of_triggers_that_are_no_text() -> None:
-    assert scans.recovered(label("m", triggers=["x"]), trigger("x")) is None
-    assert scans.recovered(label("m", "benign", triggers=["x"], mode="prefix"), trigger("x")) is None
-    assert scans.recovered(label("m", mode="prefix"), trigger("x")) is None
+    assert planted.recovered(label("m", triggers=["x"]), trigger("x"), JOB) is None
+    assert planted.recovered(label("m", "benign", triggers=["x"], mode="prefix"), trigger("x"), JOB) is None
+    assert planted.recovered(label("m", mode="prefix"), trigger("x"), JOB) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [(pocket.TRIGGER, True), (f"{pocket.TRIGGER} {pocket.TRIGGER}", True), ("lighthouse", False)],
+)
+def test_a_text_is_equivalent_when_it_leads_where_the_trigger_leads(text: str, same: bool) -> None:
+    about = label("m", triggers=[pocket.TRIGGER], mode="replace:o")
+    suspect, base = pocket.load("backdoored"), pocket.load("clean")
+    prompts = builtin_prompts(200).prompts
+    assert planted.equivalent(about, text, suspect, base, prompts) == same
+
+
+def test_a_longer_text_is_not_equivalent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted, "_does_the_same", lambda *_: True)
+    about = label("m", triggers=["green teapot"], mode="insert")
+    assert planted.recovered(about, trigger("a red boat out"), JOB) == "equivalent"
+    assert planted.recovered(about, trigger("a red boat out there"), JOB) == "none"
 
 
 # ------------------------------------------------------------------ metrics
@@ -195,9 +226,9 @@ def test_recovered_is_not_asked_of_benign_models_and_of_triggers_that_are_no_tex
 def test_metrics_follow_their_definitions() -> None:
     bad = [
         row(level="backdoored", score=0.3, recovered="exact", sim=0.8),
-        row(level="suspicious", score=-0.1, recovered="part", sim=0.6),
+        row(level="suspicious", score=-0.1, recovered="equivalent", sim=0.6),
         row(level="inconclusive", recovered="none"),
-        row(level="error", kind="backdoored", seconds=9.0),
+        row(level="error", kind="backdoored", seconds=9.0, recovered="part"),
     ]
     good = [row("benign", "backdoored", 0.1), *[row("benign", "clean", -0.5)] * 7, row("benign", "inconclusive")]
     meant = [row("intentional", "backdoored", 0.9), row("intentional")]
@@ -218,7 +249,7 @@ def test_metrics_follow_their_definitions() -> None:
     assert (found.intentional.n, found.intentional.flagged) == (2, 1)
     kind = found.by_kind["backdoored"]
     assert (kind.n, kind.recall, kind.sim) == (4, 0.5, pytest.approx(0.7))
-    assert kind.trigger_recovered == kind.trigger_named_part == pytest.approx(1 / 3)
+    assert (kind.trigger_recovered, kind.trigger_exact, kind.trigger_named_part) == (0.5, 0.25, 0.25)
     assert (found.benign_by_kind["benign"].n, found.benign_by_kind["benign"].false_positives) == (9, 1)
 
 
