@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import attack, bridge, compare, feature, fine_tune, load, report, scan
+from . import attack, bridge, compare, feature, fine_tune, load, measure, report, scan
 
 NODES: list[type[io.ComfyNode]] = [
     scan.AMDET_BackdoorScan,
@@ -21,6 +21,8 @@ NODES: list[type[io.ComfyNode]] = [
     attack.AMDET_InjectTrigger,
     fine_tune.AMDET_FineTune,
     compare.AMDET_CompareEncoders,
+    measure.AMDET_TriggerSweep,
+    measure.AMDET_WeightForensics,
     report.AMDET_SaveReport,
     report.AMDET_ShowReport,
 ]
