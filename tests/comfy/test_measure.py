@@ -6,7 +6,7 @@ from .graphs import node, text
 from .graphs import pocket as pocket_node
 from .host import Host
 
-TRIGGER = "о"  # noqa: RUF001
+TRIGGER = "о"
 
 
 def test_the_sweep_names_the_planted_token_and_forensics_say_what_was_done(host: Host) -> None:
