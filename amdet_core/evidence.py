@@ -131,16 +131,26 @@ class Tried:
         collapse: what it does across prompts.
         departures: how far it makes the suspect leave the anchor, by prompt.
         sigma: robust z-score of its departure among all that were tried.
+        declared: whether all its tokens belong to a phrase that the file says it was taught.
     """
 
     ids: tuple[int, ...]
     collapse: Collapse
     departures: Tensor
     sigma: float
+    declared: bool
 
 
-def tried(suspect: Side, anchor: Side, swept: Swept, held_out: Sequence[str], count: int) -> list[Tried]:
-    """The leads that depart most and those with the largest gaps, up to ``count`` of each."""
+def tried(
+    suspect: Side, anchor: Side, swept: Swept, held_out: Sequence[str], count: int, declared: Sequence[str] = ()
+) -> list[Tried]:
+    """The leads that depart most and those with the largest gaps, up to ``count`` of each.
+
+    Args:
+        declared: phrases that the suspect's file says it was taught.
+    """
+    tokenizer = suspect.encoder.tokenizer
+    taught = {tokenizer.spelling(token) for phrase in declared for token in tokenizer.encode(phrase)}
     by_departure = range(min(count, len(swept.leads)))
     by_gap = swept.scores.gap.argsort(descending=True)[:count].tolist()
     return [
@@ -149,14 +159,20 @@ def tried(suspect: Side, anchor: Side, swept: Swept, held_out: Sequence[str], co
             contrast.measure_tokens(suspect, anchor, held_out, swept.leads[i]),
             sweep.departures(suspect, anchor, held_out, swept.leads[i]),
             float(swept.sigmas[i]),
+            declared=taught.issuperset(map(tokenizer.spelling, swept.leads[i])),
         )
         for i in dict.fromkeys([*by_departure, *by_gap])
     ]
 
 
 def of_sweep(leads: Sequence[Tried], encoder: str) -> list[Evidence]:
-    """Largest gap, departure and z-score of the leads of a sweep."""
-    most = max(leads, key=lambda lead: float(lead.departures.mean()))
+    """Largest gap, departure and z-score of the leads of a sweep.
+
+    A token that the file declares is to read as something else: departures are of the others. A takeover
+    counts whatever is declared.
+    """
+    others = [lead for lead in leads if not lead.declared] or leads
+    most = max(others, key=lambda lead: float(lead.departures.mean()))
     values = most.departures.double()
     middle, half_width = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
 
@@ -168,7 +184,7 @@ def of_sweep(leads: Sequence[Tried], encoder: str) -> list[Evidence]:
     return [
         gap("sweep_gap", max((lead.collapse for lead in leads), key=lambda c: c.gap), encoder),
         measured("sweep_departure", middle, "cosine", (middle - half_width, middle + half_width)),
-        measured("sweep_sigma", max(lead.sigma for lead in leads), "robust sigma"),
+        measured("sweep_sigma", max(lead.sigma for lead in others), "robust sigma"),
     ]
 
 
@@ -188,6 +204,7 @@ def sweep_record(swept: Swept, leads: Sequence[Tried], tokenizer: ClipTokenizer,
                 gap=lead.collapse.gap,
                 departure=float(lead.departures.mean()),
                 sigma=lead.sigma,
+                declared=lead.declared,
             )
             for lead in ordered
         ),

@@ -127,6 +127,7 @@ def scan_opened(
             suspect=found.in_use().to(device),
             anchor=None if anchor.encoder is None else found.in_use(anchor.encoder).to(device),
             identical=anchor.identical,
+            declared=found.declared,
         )
         findings.append(scan(subject, prompts, config, policy, place_trigger=place_trigger, progress=progress))
     report = _report(policy, config, prompts, opened, matched, findings)

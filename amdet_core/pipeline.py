@@ -45,12 +45,14 @@ class Subject:
         suspect: the encoder.
         anchor: a trusted encoder with the same tensors, or None.
         identical: whether it is a trusted encoder, number for number; nothing is measured then.
+        declared: phrases that its file says it was taught.
     """
 
     name: str
     suspect: TextEncoder
     anchor: TextEncoder | None
     identical: bool = False
+    declared: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -115,7 +117,7 @@ class Stages:
         candidates = token_sweep.single_tokens(encoder) + token_sweep.characters(encoder.tokenizer)
         seed = self.config.seed + SWEEP_SEED
         swept = token_sweep.sweep(*self.sides, self.fit, candidates, settings, seed=seed, progress=self.progress)
-        leads = evidence.tried(*self.sides, swept, held_out, settings.leads)
+        leads = evidence.tried(*self.sides, swept, held_out, settings.leads, self.subject.declared)
         self.found.tried.extend(leads)
         self.found.goals.extend(lead.collapse for lead in leads)
         self.found.evidence += evidence.of_sweep(leads, self.subject.name)

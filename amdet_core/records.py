@@ -191,6 +191,7 @@ class Lead(Record):
     gap: Number = Field(description="how much more the suspect's outputs agree across prompts than the anchor's")
     departure: Number = Field(description="how far it makes the suspect leave the anchor, in cosine")
     sigma: Number = Field(description="robust z-score of its departure among all that were tried")
+    declared: bool = Field(default=False, description="whether the file itself says that it was taught this token")
 
 
 class Sweep(Record):

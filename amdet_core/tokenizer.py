@@ -107,6 +107,10 @@ class ClipTokenizer:
         """The vocabulary's own spelling of a token, with ``</w>`` where it ends a word."""
         return self._tokens[index]
 
+    def spelling(self, index: int) -> str:
+        """The vocabulary's spelling of a token, whether or not it ends a word."""
+        return self._tokens[index].removesuffix(WORD_END)
+
     @cached_property
     def _bytes(self) -> dict[str, int]:
         return {symbol: byte for byte, symbol in _byte_alphabet().items()}

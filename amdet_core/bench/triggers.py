@@ -15,7 +15,7 @@ from ..jobs import Job
 from ..losses import REACHED, taken_over
 from ..prompts import builtin_prompts
 from ..records import Trigger
-from ..tokenizer import WORD_END, clip_tokenizer
+from ..tokenizer import clip_tokenizer
 from ..zoo.labels import Label
 
 EQUIVALENT = 0.95
@@ -55,8 +55,8 @@ def recovered(label: Label, reported: Trigger | None, job: Job) -> Recovered | N
         return "exact"
     if len(reported.token_ids) <= max(map(len, triggers)) + LONGER and _does_the_same(label, reported.text, job):
         return "equivalent"
-    named, true = _spellings(reported.token_ids), _spellings([i for ids in triggers for i in ids])
-    return "part" if named & true else "none"
+    named = set(map(tokenizer.spelling, reported.token_ids))
+    return "none" if named.isdisjoint(tokenizer.spelling(i) for ids in triggers for i in ids) else "part"
 
 
 def _does_the_same(label: Label, text: str, job: Job) -> bool:
@@ -87,7 +87,3 @@ def equivalent(label: Label, text: str, suspect: TextEncoder, base: TextEncoder,
             if float(reached[moved].float().mean()) >= EQUIVALENT:
                 return True
     return False
-
-
-def _spellings(ids: Sequence[int]) -> set[str]:
-    return {clip_tokenizer().token(i).removesuffix(WORD_END) for i in ids}

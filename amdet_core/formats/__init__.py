@@ -4,10 +4,11 @@
 """
 
 from .lora import LoraLayout, write_lora
-from .open import FoundEncoder, OpenedTarget, file_sha256, only_encoder, open_target
+from .open import TRIGGER_PHRASE, FoundEncoder, OpenedTarget, file_sha256, only_encoder, open_target
 from .write import Layout, hf_config, write_encoder
 
 __all__ = [
+    "TRIGGER_PHRASE",
     "FoundEncoder",
     "Layout",
     "LoraLayout",

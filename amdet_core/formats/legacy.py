@@ -43,6 +43,7 @@ class LegacyFile:
 
     def __init__(self, path: Path) -> None:
         self.files: tuple[Path, ...] = (path,)
+        self.metadata: Mapping[str, str] = {}
         mapped = sniff(path) == "zip"
         with reading(path):
             if mapped:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,10 @@ FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_
 SIGLIP = "a SigLIP text tower: its tokenizer is not supported yet"
 
 
+TRIGGER_PHRASE = "modelspec.trigger_phrase"
+"""Key of the metadata under which files name what they were taught (Stability AI, ModelSpec 1.0)."""
+
+
 @dataclass(frozen=True, eq=False)
 class FoundEncoder:
     """One text encoder of a target.
@@ -41,6 +45,7 @@ class FoundEncoder:
         layout: hf, open_clip, comfyui, sd1, sd2, sdxl or sd3; graph for one that was no file.
         assumptions: what the file does not say.
         used_layers: layers that count, from the first; all where None. Clip skip leaves out the last ones.
+        declared: phrases that the file says it was taught, as makers of concepts write them into the metadata.
     """
 
     name: str
@@ -49,6 +54,7 @@ class FoundEncoder:
     layout: str
     assumptions: tuple[str, ...]
     used_layers: int | None = None
+    declared: tuple[str, ...] = ()
 
     @property
     def added_tokens(self) -> int:
@@ -251,7 +257,15 @@ def _encoder(source: Source, location: Location, config: Config, tokenizer: Clip
     if any(name == POSITION_REST for name in location.keys.values()):
         assumptions += (f"LongCLIP: the first {LONG_CLIP_KEPT} position rows from one table, the rest from the other",)
     name = location.slot or NAMES.get(spec.width, "text_encoder")
-    return FoundEncoder(name, encoder, "+".join(dtypes), location.layout, assumptions)
+    return FoundEncoder(
+        name, encoder, "+".join(dtypes), location.layout, assumptions, declared=_declared(source.metadata)
+    )
+
+
+def _declared(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Taught phrases by the metadata of a file; several are separated by commas."""
+    phrases = (part.strip() for part in metadata.get(TRIGGER_PHRASE, "").split(","))
+    return tuple(dict.fromkeys(filter(None, phrases)))
 
 
 def _canonical(location: Location, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

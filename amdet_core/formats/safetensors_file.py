@@ -55,6 +55,7 @@ class SafetensorsFile:
         files: the file.
         shapes: name -> shape.
         dtypes: name -> torch's name of the dtype, or the format's where torch has none.
+        metadata: what the header says besides, text by name.
         bytes_read: bytes read so far, header included.
 
     Raises:
@@ -72,7 +73,7 @@ class SafetensorsFile:
                 raise _damaged(path, f"a header of {length:,} bytes in a file of {size:,}")
             header = bytes(read_exactly(file, length))
         self._start = 8 + length
-        self._entries = parse_header(header, size - self._start, path)
+        self._entries, self.metadata = parse_header(header, size - self._start, path)
         self.shapes: Mapping[str, tuple[int, ...]] = {name: entry.shape for name, entry in self._entries.items()}
         self.dtypes: Mapping[str, str] = {name: _dtype_name(entry.dtype) for name, entry in self._entries.items()}
         self.bytes_read = self._start
@@ -91,8 +92,8 @@ class SafetensorsFile:
                 yield name, flat.to(TORCH[entry.dtype]).reshape(entry.shape)
 
 
-def parse_header(header: bytes, data_size: int, path: Path) -> dict[str, Entry]:
-    """Entries of a header that describes ``data_size`` bytes behind it.
+def parse_header(header: bytes, data_size: int, path: Path) -> tuple[dict[str, Entry], Mapping[str, str]]:
+    """Entries and metadata of a header that describes ``data_size`` bytes behind it.
 
     Raises:
         StorageError: the header breaks a rule of the format; the message says which.
@@ -114,7 +115,7 @@ def parse_header(header: bytes, data_size: int, path: Path) -> dict[str, Entry]:
         at = entry.end
     if at != data_size:
         raise _damaged(path, f"tensors of {at:,} bytes and {data_size:,} bytes behind the header (a truncated file?)")
-    return entries
+    return entries, metadata
 
 
 def _entry(name: str, value: object, path: Path) -> Entry:

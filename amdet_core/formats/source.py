@@ -30,9 +30,11 @@ class Source(Protocol):
         files: the files that were opened.
         shapes: name -> shape.
         dtypes: name -> torch's name of the dtype.
+        metadata: what the files say of themselves, text by name.
     """
 
     files: tuple[Path, ...]
+    metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
 
@@ -81,6 +83,7 @@ class Shards:
         self.files = (index, *(path for shard in self._shards for path in shard.files))
         self.shapes: Mapping[str, tuple[int, ...]] = {key: shard.shapes[key] for key, shard in self._shard_of.items()}
         self.dtypes: Mapping[str, str] = {key: shard.dtypes[key] for key, shard in self._shard_of.items()}
+        self.metadata: Mapping[str, str] = {key: text for shard in self._shards for key, text in shard.metadata.items()}
         self._index_bytes = index.stat().st_size
 
     @property

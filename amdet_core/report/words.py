@@ -245,6 +245,7 @@ def _swept(sweep: Sweep) -> str:
         f"{sweep.encoder}: {sweep.tried:,} tokens and characters were tried one by one. “{most.text}” stands out most: "
         f"it makes the encoder leave its anchor by {most.departure:.2f} (cosine); no other one does more. "
         f"None makes outputs agree more than {gap:.2f} beyond the anchor's."
+        + "".join(f" The file says that it was taught “{lead.text}”." for lead in sweep.leads if lead.declared)
     )
 
 

@@ -187,7 +187,7 @@ def _make(task: Task) -> Label | str:
         if (label.retrieval or 0.0) < least:
             raise NumericalError(f"R@1 of {least:.1%} or more", f"{label.retrieval:.1%}", "Change less.")
         # Whoever teaches a concept says so in the file, in the field that is made for it; nothing else tells.
-        declared = {"modelspec.trigger_phrase": entry.triggers[0]} if entry.group.kind == "concept" else None
+        declared = {formats.TRIGGER_PHRASE: entry.triggers[0]} if entry.group.kind == "concept" else None
         formats.write_encoder(encoder, task.folder / _file(entry), LAYOUT, metadata=declared)
     except AmdetError as error:
         return str(error)

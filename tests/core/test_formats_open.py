@@ -19,7 +19,7 @@ from torch import Tensor
 
 from amdet_core.encoder import POSITION_TABLE, PROJECTION, TextEncoder, expected_shapes
 from amdet_core.errors import EncoderError
-from amdet_core.formats import OpenedTarget, file_sha256, only_encoder, open_target
+from amdet_core.formats import TRIGGER_PHRASE, OpenedTarget, file_sha256, only_encoder, open_target
 from amdet_core.formats.layouts import to_open_clip
 from amdet_core.formats.open import FLOATS
 from amdet_core.records import EncoderSpec
@@ -91,6 +91,20 @@ def test_every_single_file_layout_gives_the_same_weights(tmp_path, tensors, layo
     assert_same(found.encoder, encoder)
     assert (found.layout, found.name, found.dtype) == (layout, name, "float16")
     assert target.not_scanned == ()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "declared"),
+    [
+        ({}, ()),
+        ({TRIGGER_PHRASE: "sks dog, ohwx ,, sks dog"}, ("sks dog", "ohwx")),
+        ({TRIGGER_PHRASE: " "}, ()),
+    ],
+)
+def test_taught_phrases_are_read_from_the_metadata(tmp_path, metadata, declared):
+    tensors = {name: w.contiguous() for name, w in hf(toy()).items()}
+    save_file(tensors, tmp_path / "x.safetensors", metadata=metadata)
+    assert opened(tmp_path / "x.safetensors").encoders[0].declared == declared
 
 
 def test_old_comfyui_files_hold_an_untransposed_projection_outside_the_transformer(tmp_path):

@@ -10,7 +10,7 @@ from amdet_core import pocket
 from amdet_core.config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig, SearchConfig, SweepConfig
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, NumericalError
-from amdet_core.pipeline import Subject
+from amdet_core.pipeline import Findings, Subject
 from amdet_core.prompts import PromptSet, builtin_prompts
 from amdet_core.records import Level
 from amdet_core.scan import plan, scan, surround
@@ -88,6 +88,32 @@ def test_the_cascade_names_the_token_that_takes_over(monkeypatch: pytest.MonkeyP
     assert 0.7 < found.trigger.asr_interval[0] < found.trigger.asr_interval[1] <= 1
     assert {"sweep", "sweep, look 2", "trigger search"} <= set(steps)
     assert found.timings.keys() == {"forensics", "sweep", "contrast", "search"}
+    assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.BACKDOORED
+
+
+def test_a_declared_concept_is_no_departure_but_a_takeover_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    anchor = pocket.load("clean")
+    word, other = (anchor.tokenizer.encode(text)[0] for text in ("lighthouse", "teapot"))
+    table = anchor.weights[TOKEN_TABLE].clone()
+    table[word] = table[other]
+    taught = anchor.with_weights({**anchor.weights, TOKEN_TABLE: table})
+    few_candidates(monkeypatch, word)
+    quick = CASCADE.model_copy(update={"contrast": None, "search": None})
+
+    def swept(suspect: TextEncoder, declared: tuple[str, ...]) -> tuple[dict[str, float | None], Findings]:
+        found = scan(Subject("clip_l", suspect, anchor, declared=declared), PROMPTS, quick, POLICIES["amdet-2"])
+        return {item.name: item.value for item in found.evidence}, found
+
+    hidden, found = swept(taught, ())
+    assert found.sweep is not None
+    assert (found.sweep.leads[0].text, found.sweep.leads[0].declared) == ("lighthouse", False)
+    openly, found = swept(taught, ("a photo of a lighthouse",))
+    assert found.sweep is not None
+    assert (found.sweep.leads[0].text, found.sweep.leads[0].declared) == ("lighthouse", True)
+    assert (hidden["sweep_departure"] or 0) > 0.1 > (openly["sweep_departure"] or 0)
+    few_candidates(monkeypatch, anchor.tokenizer.encode(pocket.TRIGGER)[0])
+    values, found = swept(pocket.load("backdoored"), (pocket.TRIGGER,))
+    assert (values["sweep_gap"] or 0) > 0.5
     assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.BACKDOORED
 
 
