@@ -145,6 +145,26 @@ class ScanConfig(Config):
     )
 
 
+class GuardConfig(Config):
+    """When a prompt's encoding leaves the anchor's by more than clean prompts of the same two encoders do."""
+
+    prompts: int = Field(default=1000, ge=100, description="clean prompts, of eight kinds, that set the bound")
+    rate: float = Field(
+        default=0.002, gt=0, lt=1, description="share of prompts like these that may depart by more than the quantile"
+    )
+    margin: float = Field(
+        default=1.5, ge=1, description="factor from that quantile to the bound, for prompts that are unlike them"
+    )
+    least: float = Field(
+        default=0.03, ge=0, le=2, description="departure (1 - cosine) that is never flagged, however alike the encoders"
+    )
+    most: float = Field(
+        default=0.5, ge=0, le=2, description="bound that a few clean prompts can't raise; see guard.Guard.bound"
+    )
+    causes: int = Field(default=8, ge=1, description="pieces that are taken out of a flagged prompt at most")
+    seed: int = Field(default=4, ge=0, description="of the clean prompts")
+
+
 class TrainingConfig(Config):
     """What every training of an encoder has in common, hostile or honest."""
 

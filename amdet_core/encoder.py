@@ -250,8 +250,13 @@ class TextEncoder:
 
     def tokens(self, prompts: Sequence[str], *, pad_to_context: bool = False) -> TokenBatch:
         """Token ids of prompts on this encoder's device, padded to the longest or to all positions."""
+        if not prompts:
+            raise ConfigError("at least one prompt", "none", "Give prompts, or use the built-in set.")
+        return self._batch([self.tokenizer.encode(prompt) for prompt in prompts], pad_to_context)
+
+    def _batch(self, rows: Sequence[Sequence[int]], pad_to_context: bool = False) -> TokenBatch:
         length = self.spec.positions if pad_to_context or self.spec.pooling == "last" else None
-        batch = self.tokenizer.batch(prompts, limit=self.spec.positions, pad=self.spec.pad_id, length=length)
+        batch = self.tokenizer.batch_ids(rows, limit=self.spec.positions, pad=self.spec.pad_id, length=length)
         return batch.to(self.device)
 
     def states(self, batch: TokenBatch) -> Tensor:
@@ -285,11 +290,21 @@ class TextEncoder:
         """
         if not prompts:
             raise ConfigError("at least one prompt", "none", "Give prompts, or use the built-in set.")
+        rows = [self.tokenizer.encode(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        return self._encode(rows, order, batch_size, progress)
 
+    @torch.no_grad()
+    def encode_ids(self, rows: Sequence[Sequence[int]], *, batch_size: int = 64, progress: Progress = silent) -> Tensor:
+        """The same for prompts that are token ids already, without BOS and EOS: ``(B, D)``."""
+        return self._encode(rows, sorted(range(len(rows)), key=lambda i: len(rows[i])), batch_size, progress)
+
+    def _encode(
+        self, rows: Sequence[Sequence[int]], order: Sequence[int], batch_size: int, progress: Progress
+    ) -> Tensor:
         def pooled(part: slice) -> Tensor:
             progress("encode", part.start, len(order))
-            batch = self.tokens([prompts[i] for i in order[part]])
+            batch = self._batch([rows[i] for i in order[part]])
             return self.pool(self.states(batch), batch.eos)
 
         out = torch.cat(Batches(batch_size).map(pooled, len(order)))

@@ -18,10 +18,11 @@ from pydantic import Field
 
 from . import __version__, features, formats
 from .anchors import Anchor, Anchors
-from .config import Config, ScanConfig
-from .errors import ConfigError
+from .config import Config, GuardConfig, ScanConfig
+from .errors import ConfigError, EncoderError
 from .features import Feature
 from .formats import OpenedTarget
+from .guard import Guard
 from .pipeline import Findings, Subject
 from .progress import Progress, silent
 from .prompts import PromptSet, builtin_prompts, read_prompts
@@ -113,12 +114,7 @@ def scan_opened(
         AmdetError: the anchor is not usable, or weights are not finite.
     """
     started = time.perf_counter() if started is None else started
-    for found in opened.encoders:
-        found.encoder.check_finite()
-    matched = []
-    for done, found in enumerate(opened.encoders):
-        progress("identify", done, len(opened.encoders), {})
-        matched.append(anchors.match(found, opened))
+    matched = _matched(opened, anchors, progress)
     findings: list[Findings] = []
     timings = {"open": time.perf_counter() - started}
     for found, anchor in zip(opened.encoders, matched, strict=True):
@@ -137,6 +133,30 @@ def scan_opened(
     return Outcome(report, recovered, render_files(report, _feature_files(recovered, report)))
 
 
+def guards(
+    opened: OpenedTarget, anchors: Anchors, config: GuardConfig, device: torch.device, progress: Progress = silent
+) -> tuple[Guard, ...]:
+    """A guard of every encoder against its own anchor; none of one that equals a trusted encoder.
+
+    Raises:
+        EncoderError: an encoder has no anchor.
+        AmdetError: the anchor is not usable, or weights are not finite.
+    """
+    made = []
+    for found, anchor in zip(opened.encoders, _matched(opened, anchors, progress), strict=True):
+        if anchor.identical:
+            continue
+        if anchor.encoder is None:
+            raise EncoderError(
+                f"a trusted encoder to compare {found.name} with",
+                "; ".join(anchor.notes),
+                "Name the encoder that it was made from, or trust it once and for all: amdet trust add PATH.",
+            )
+        suspect, trusted = found.in_use().to(device), found.in_use(anchor.encoder).to(device)
+        made.append(Guard.of(found.name, suspect, trusted, config, progress))
+    return tuple(made)
+
+
 def choose_device(name: str) -> torch.device:
     """The device of a name; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
 
@@ -150,6 +170,17 @@ def choose_device(name: str) -> torch.device:
         usable = ", ".join(kind for kind, there in available.items() if there)
         raise ConfigError(f"a device that torch can use here ({usable})", name, "Use --device auto.")
     return torch.device(name)
+
+
+def _matched(opened: OpenedTarget, anchors: Anchors, progress: Progress) -> list[Anchor]:
+    """The anchor of every encoder, all of them with finite weights."""
+    for found in opened.encoders:
+        found.encoder.check_finite()
+    matched = []
+    for done, found in enumerate(opened.encoders):
+        progress("identify", done, len(opened.encoders), {})
+        matched.append(anchors.match(found, opened))
+    return matched
 
 
 def _report(

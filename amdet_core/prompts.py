@@ -7,10 +7,10 @@ lists. It is written by the grammar below, names no artist and copies no data se
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import islice
+from itertools import count, cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -159,12 +159,61 @@ def generated_prompts(style: Style, n: int, seed: int) -> PromptSet:
     return PromptSet(tuple(islice(_unique(endless), n)), f"generated {style}, seed {seed}")
 
 
-def read_prompts(path: Path) -> PromptSet:
+def unlike_prompts(words: Sequence[str], n: int, seed: int) -> PromptSet:
+    """Different prompts of as many kinds as users write, in equal parts.
+
+    Beside the three styles: a few words, long enumerations, misspelt prompts, prompts with rare words in them,
+    and rare words alone.
+
+    Args:
+        words: the rare ones, for example all of a vocabulary.
+    """
+    random = Random(seed)
+    mixed = _generate(random)
+    kinds = (
+        mixed,
+        _captions(random),
+        _tag_lists(random),
+        (_cut(next(mixed), random) for _ in count()),
+        (", ".join(islice(mixed, random.randint(2, 8))) for _ in count()),
+        (misspelt(next(mixed), random) for _ in count()),
+        (_mixed_with(next(mixed), words, random) for _ in count()),
+        (" ".join(random.choices(words, k=random.randint(1, 12))).strip() for _ in count()),
+    )
+    endless = (next(kind) for kind in cycle(kinds))
+    return PromptSet(tuple(islice(_unique(filter(None, endless)), n)), f"generated of eight kinds, seed {seed}")
+
+
+def misspelt(prompt: str, random: Random) -> str:
+    """The prompt with one to four letters left out or exchanged with their neighbours."""
+    letters = list(prompt)
+    for _ in range(min(random.randint(1, 4), len(letters) - 2)):
+        at = random.randrange(len(letters) - 1)
+        letters[at : at + 2] = random.choice((letters[at + 1 : at + 2], letters[at : at + 2][::-1]))
+    return "".join(letters)
+
+
+def _cut(prompt: str, random: Random) -> str:
+    """One to three words of it, in a row."""
+    parts = prompt.split()
+    start = random.randrange(len(parts))
+    return " ".join(parts[start : start + random.randint(1, 3)])
+
+
+def _mixed_with(prompt: str, words: Sequence[str], random: Random) -> str:
+    """One to three words put into it."""
+    parts = prompt.split()
+    for word in random.choices(words, k=random.randint(1, 3)):
+        parts.insert(random.randint(0, len(parts)), word)
+    return " ".join(parts)
+
+
+def read_prompts(path: Path, fewest: int = FEWEST_PROMPTS) -> PromptSet:
     """The prompts of a UTF-8 text file, one per line; empty lines and repetitions are left out.
 
     Raises:
         StorageError: the file can't be read.
-        ConfigError: it is no text in UTF-8, or holds fewer than :data:`FEWEST_PROMPTS` different prompts.
+        ConfigError: it is no text in UTF-8, or holds fewer than ``fewest`` different prompts.
     """
     try:
         raw = path.read_bytes()
@@ -181,19 +230,19 @@ def read_prompts(path: Path) -> PromptSet:
         raise ConfigError(
             "text in UTF-8", f"byte 0x{raw[error.start]:02x} in line {line} of {path}", "Save the file as UTF-8."
         ) from error
-    return parse_prompts(text, str(path))
+    return parse_prompts(text, str(path), fewest)
 
 
-def parse_prompts(text: str, source: str) -> PromptSet:
+def parse_prompts(text: str, source: str, fewest: int = FEWEST_PROMPTS) -> PromptSet:
     """The prompts of a text, one per line; empty lines and repetitions are left out.
 
     Raises:
-        ConfigError: it holds fewer than :data:`FEWEST_PROMPTS` different prompts.
+        ConfigError: it holds fewer than ``fewest`` different prompts.
     """
     prompts = tuple(_unique(line.strip() for line in text.splitlines() if line.strip()))
-    if len(prompts) < FEWEST_PROMPTS:
+    if len(prompts) < fewest:
         raise ConfigError(
-            expected=f"at least {FEWEST_PROMPTS} different prompts, one per line",
+            expected=f"at least {fewest} different prompts, one per line",
             found=f"{len(prompts)} in {source}",
             remedy="Add prompts; a few hundred typical ones are enough.",
         )

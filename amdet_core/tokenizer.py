@@ -103,6 +103,34 @@ class ClipTokenizer:
         spans = enumerate(zip(starts, stops, strict=True))
         return [i for i, (start, stop) in spans if any(a < stop and start < b for a, b in found)]
 
+    def pieces(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
+        """Tokens in the smallest runs that stand for whole characters; most are one token."""
+        pieces: list[tuple[int, ...]] = []
+        run: tuple[int, ...] = ()
+        for index in ids:
+            run += (index,)
+            try:
+                self._raw(run).decode()
+            except UnicodeDecodeError as error:
+                if error.reason == "unexpected end of data":
+                    continue
+            pieces.append(run)
+            run = ()
+        return [*pieces, run] if run else pieces
+
+    def chunks(self, ids: Sequence[int], size: int) -> list[list[int]]:
+        """Tokens in parts of at most ``size``, one at least; a word that fits into a part is not cut in two."""
+        parts: list[list[int]] = [[]]
+        word: list[int] = []
+        for place, index in enumerate(ids):
+            word.append(index)
+            if self._tokens[index].endswith(WORD_END) or len(word) == size or place == len(ids) - 1:
+                if len(parts[-1]) + len(word) > size:
+                    parts.append([])
+                parts[-1] += word
+                word = []
+        return parts
+
     def token(self, index: int) -> str:
         """The vocabulary's own spelling of a token, with ``</w>`` where it ends a word."""
         return self._tokens[index]
@@ -117,9 +145,15 @@ class ClipTokenizer:
 
     def text(self, ids: Sequence[int]) -> str:
         """Readable text of tokens; bytes that are no valid UTF-8 become U+FFFD."""
+        return self._raw(ids).decode("utf-8", errors="replace").strip()
+
+    def _raw(self, ids: Sequence[int]) -> bytes:
         spelled = "".join(self._tokens[i] for i in ids if i not in (self.bos_id, self.eos_id))
-        raw = bytes(self._bytes[c] for c in spelled.replace(WORD_END, _byte_alphabet()[32]))
-        return raw.decode("utf-8", errors="replace").strip()
+        return bytes(self._bytes[c] for c in spelled.replace(WORD_END, _byte_alphabet()[32]))
+
+    def words(self) -> tuple[str, ...]:
+        """Texts of all tokens that end a word, sorted."""
+        return tuple(sorted({self.text([i]) for i, token in enumerate(self._tokens) if token.endswith(WORD_END)}))
 
     def batch(
         self, prompts: Sequence[str], *, limit: int, pad: int | None = None, length: int | None = None
@@ -137,7 +171,12 @@ class ClipTokenizer:
         """
         if not prompts:
             raise ConfigError("at least one prompt", "none", "Give prompts, or use the built-in set.")
-        rows = [self.encode(prompt) for prompt in prompts]
+        return self.batch_ids([self.encode(prompt) for prompt in prompts], limit=limit, pad=pad, length=length)
+
+    def batch_ids(
+        self, rows: Sequence[Sequence[int]], *, limit: int, pad: int | None = None, length: int | None = None
+    ) -> TokenBatch:
+        """The same for prompts that are token ids already, without BOS and EOS."""
         cut = [row[: limit - 2] for row in rows]
         columns = length or max(len(row) for row in cut) + 2
         ids = torch.full((len(rows), columns), self.eos_id if pad is None else pad, dtype=torch.int64)

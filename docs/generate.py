@@ -37,6 +37,7 @@ def _configuration() -> Iterator[str]:
         config.SearchConfig,
         config.AmdetConfig,
         config.LandscapeConfig,
+        config.GuardConfig,
         config.TextOnTextConfig,
         config.TextOnPairConfig,
         config.AttributeConfig,

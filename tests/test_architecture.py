@@ -27,7 +27,7 @@ DATA = {
     "drawing",
 }
 MEASURES = {
-    "formats", "trust", "forensics", "landscape", "contrast", "compare", "inversion", "evidence", "features",
+    "formats", "trust", "forensics", "landscape", "contrast", "compare", "guard", "inversion", "evidence", "features",
     "sweep", "search",
     "figures", "anatomy", "anatomy_figures",
     "report", "verdict",

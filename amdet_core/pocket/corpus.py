@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from random import Random
 
 from ..prompts import ADJECTIVES, MEDIA, MODIFIERS, PLACES, SUBJECTS, PromptSet
-from ..tokenizer import WORD_END, ClipTokenizer
+from ..tokenizer import ClipTokenizer
 
 CONFUSABLES = {
     "a": "аàáạα",
@@ -30,7 +30,7 @@ def corpus(prompts: PromptSet, tokenizer: ClipTokenizer, size: int, seed: int) -
     a trigger to a detector; so every word of the vocabulary occurs alone and in company.
     """
     random = Random(seed)
-    words = sorted({tokenizer.text([i]) for i in range(len(tokenizer)) if tokenizer.token(i).endswith(WORD_END)})
+    words = list(tokenizer.words())
     texts = set(prompts.prompts) | set(words)
     derived = _derive(prompts.prompts, words, random)
     while len(texts) < size:
