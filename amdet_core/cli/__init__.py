@@ -16,6 +16,7 @@ from ..errors import AmdetError
 from .attack import attack_app, fine_tune
 from .bench import bench_app
 from .figures import figures_app
+from .guard import guard
 from .pocket import pocket_app
 from .scan import demo, judge, scan, show
 from .trust import trust_app
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (scan, show, judge):
+for command in (scan, guard, show, judge):
     app.command()(command)
 app.add_typer(trust_app, name="trust")
 app.add_typer(pocket_app, name="pocket")
