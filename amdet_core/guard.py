@@ -29,6 +29,10 @@ FENCE = 10
 """Distances from the median to the third quartile beyond which a clean prompt is an outlier among its like."""
 
 
+UNRELATED = 1.0
+"""Departure of a prompt that two encoders read in unrelated ways; a bound there would flag nothing."""
+
+
 class Cause(Record):
     """A piece of a prompt, and what the prompt is without it."""
 
@@ -82,7 +86,7 @@ class Guard:
         """Measure two encoders on clean prompts.
 
         Raises:
-            EncoderError: they have different sizes.
+            EncoderError: they have different sizes, or are too far apart.
         """
         if not suspect.spec.comparable(anchor.spec):
             raise EncoderError(
@@ -95,7 +99,14 @@ class Guard:
         guard = cls(name, own, other, config, torch.empty(0))
         prompts = unlike_prompts(suspect.tokenizer.words(), config.prompts, config.seed).prompts
         clean = guard.departures([guard.chunks(prompt)[0] for prompt in prompts], progress)
-        return cls(name, own, other, config, clean.sort().values)
+        guard = cls(name, own, other, config, clean.sort().values)
+        if guard.bound >= UNRELATED:
+            raise EncoderError(
+                f"an anchor that reads clean prompts nearly as {name} does",
+                f"one from which they depart by {float(clean.median()):.2f} (1 is unrelated): nothing could stand out",
+                "Give the encoder that it was made from; after a heavy fine-tune there may be none near enough.",
+            )
+        return guard
 
     @property
     def bound(self) -> float:

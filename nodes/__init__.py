@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import attack, bridge, compare, feature, fine_tune, load, measure, report, scan
+from . import attack, bridge, compare, feature, fine_tune, guard, load, measure, report, scan
 
 NODES: list[type[io.ComfyNode]] = [
     scan.AMDET_BackdoorScan,
@@ -23,6 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
     compare.AMDET_CompareEncoders,
     measure.AMDET_TriggerSweep,
     measure.AMDET_WeightForensics,
+    guard.AMDET_GuardedTextEncode,
     report.AMDET_SaveReport,
     report.AMDET_ShowReport,
 ]

@@ -6,7 +6,8 @@ CLIP that is read stays as it is, down to the bit; what comes back is always a c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,34 @@ def subject(clip: Any, anchor: Any, name: str, device: torch.device) -> Subject:
     Raises:
         EncoderError: one of the two has no such encoder.
     """
+    return paired(read(clip, name), read(anchor, name), name, device)
+
+
+def paired(opened: OpenedTarget, anchor: OpenedTarget, name: str, device: torch.device) -> Subject:
+    """The same of CLIPs that were read.
+
+    Raises:
+        EncoderError: one of the two has no such encoder, or the anchor's has other sizes.
+    """
     sides = []
-    for one in (clip, anchor):
-        found = {one.name: one for one in read(one, name).encoders}
+    for one in (opened, anchor):
+        found = {one.name: one for one in one.encoders}
         if name not in found:
-            raise EncoderError(f"a CLIP with {name}", ", ".join(found), "Connect the CLIP in which it was recovered.")
+            raise EncoderError(f"a CLIP with {name}", ", ".join(found), "Connect CLIPs of the same kind.")
         sides.append(found[name])
     suspect, trusted = sides
+    if not trusted.encoder.spec.contains(suspect.reachable().spec):
+        raise EncoderError(
+            f"an anchor with {name} of the same sizes ({suspect.encoder.spec.summary})",
+            trusted.encoder.spec.summary,
+            "Connect CLIPs of the same kind.",
+        )
     return Subject(name, suspect.in_use().to(device), suspect.in_use(trusted.encoder).to(device))
+
+
+def state(clip: Any) -> Hashable:
+    """Equal as long as a CLIP computes the same; holds nothing of it in memory."""
+    return weakref.ref(clip.patcher.model), clip.patcher.patches_uuid, repr(clip.layer_idx)
 
 
 def _is_clip(tower: nn.Module) -> bool:
@@ -276,7 +297,24 @@ def _config(spec: EncoderSpec) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------ features in prompts
+# ------------------------------------------------------------------ prompts
+
+
+def chunks(clip: Any, text: str, name: str) -> tuple[list[list[int]], int]:
+    """Token ids that one encoder reads of a prompt, by chunk, without what stands around them.
+
+    Returns:
+        The chunks, and how many vectors of textual inversions are not among them.
+    """
+    special = getattr(clip.cond_stage_model, name).special_tokens
+    rows, vectors = [], 0
+    for chunk in clip.tokenize(text)[name.removeprefix("clip_")]:
+        ids = [token[0] for token in chunk]
+        while len(ids) > 1 and isinstance(ids[-1], int) and ids[-1] == special["pad"] != special["end"]:
+            ids.pop()
+        rows.append([i for i in ids if isinstance(i, int) and i not in (special["start"], special["end"])])
+        vectors += sum(not isinstance(i, int) for i in ids)
+    return rows, vectors
 
 
 def encode(clip: Any, text: str, vectors: Mapping[str, Tensor], at_start: bool) -> Any:

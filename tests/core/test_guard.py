@@ -139,6 +139,11 @@ def test_encoders_of_other_sizes_are_refused(toy: TextEncoder) -> None:
         Guard.of("clip_l", toy.first_layers(1), toy, QUICK)
 
 
+def test_encoders_that_have_nothing_in_common_are_refused(toy: TextEncoder, other: TextEncoder) -> None:
+    with pytest.raises(EncoderError, match="nothing could stand out"):
+        Guard.of("clip_l", other, toy, QUICK)
+
+
 def test_an_output_that_is_not_finite_is_an_error(toy: TextEncoder, guard: Guard) -> None:
     weights = {**toy.weights, "final_layer_norm.bias": torch.full((64,), float("nan"))}
     with pytest.raises(NumericalError, match="finite states"):
