@@ -115,15 +115,22 @@ class Guard:
         Where a few of these depart as far as no fine-tune was seen to make them, and by far more than the others,
         they hold the trigger themselves: a trigger of common words. They can't raise the bound.
         """
-        rank = max(1, math.floor(self.config.rate * (len(self.clean) + 1)))
         middle, upper = (float(self.clean.quantile(share)) for share in (0.5, 0.75))
         most = max(self.config.most, middle + FENCE * (upper - middle))
-        return max(min(self.config.margin * float(self.clean[-rank]), most), self.config.least)
+        return max(min(self.config.margin * float(self.clean[-self._allowed]), most), self.config.least)
 
     @property
     def rate(self) -> float:
-        """Highest expected share of clean prompts that are flagged, for prompts like those that set the bound."""
-        return (1 + int((self.clean > self.bound).sum())) / (len(self.clean) + 1)
+        """Highest expected share of clean prompts that are flagged, for prompts like those that set the bound.
+
+        A prompt that is exchangeable with N others is above the k-th largest of them with a chance of k / (N + 1).
+        """
+        return max(self._allowed, 1 + int((self.clean > self.bound).sum())) / (len(self.clean) + 1)
+
+    @property
+    def _allowed(self) -> int:
+        """Which clean prompt, from the top, is the quantile."""
+        return max(1, math.floor(self.config.rate * (len(self.clean) + 1)))
 
     def chunks(self, prompt: str | Sequence[int]) -> list[list[int]]:
         """Token ids of what the encoder reads of a prompt at a time, BOS and EOS left out."""
@@ -222,10 +229,7 @@ class Guarded(Record):
 
 def check(guards: Sequence[Guard], prompts: Sequence[str], progress: Progress = silent) -> Guarded:
     """Check every chunk of prompts in every encoder."""
-    alarms: list[list[Alarm]] = [[] for _ in prompts]
-    for guard in guards:
-        for whole, new in zip(alarms, guard.check([guard.chunks(one) for one in prompts], progress), strict=True):
-            whole += new
+    alarms = alarms_of(guards, prompts, progress)
     return Guarded(
         watches=tuple(Watch(encoder=g.name, clean=len(g.clean), bound=g.bound, rate=g.rate) for g in guards),
         prompts=len(prompts),
@@ -233,3 +237,9 @@ def check(guards: Sequence[Guard], prompts: Sequence[str], progress: Progress = 
             Flagged(prompt=prompt, alarms=tuple(found)) for prompt, found in zip(prompts, alarms, strict=True) if found
         ),
     )
+
+
+def alarms_of(guards: Sequence[Guard], prompts: Sequence[str], progress: Progress = silent) -> list[list[Alarm]]:
+    """Alarms of every prompt in all encoders and chunks."""
+    found = [guard.check([guard.chunks(prompt) for prompt in prompts], progress) for guard in guards]
+    return [[alarm for each in found for alarm in each[i]] for i in range(len(prompts))]

@@ -51,7 +51,7 @@ def test_a_flagged_prompt_is_a_line_and_the_answer_is_one(guard: Amdet, home: Pa
     assert code == 1
     assert line.startswith(f"{TRIGGERED} | text_encoder: departs by ")
     assert line.endswith(f"caused by '{O}' (U+043E CYRILLIC SMALL LETTER O)")
-    assert summary == "2 prompts checked, 1 flagged; of clean prompts at most 0.10% are expected to be"
+    assert summary == "2 prompts checked, 1 flagged; of clean prompts at most 0.20% are expected to be"
 
 
 def test_json_holds_the_same(guard: Amdet) -> None:
@@ -64,7 +64,7 @@ def test_json_holds_the_same(guard: Amdet) -> None:
 def test_nothing_flagged_is_zero(guard: Amdet) -> None:
     code, out, _ = guard("backdoored", "fine.txt")
     assert code == 0
-    assert out == "1 prompts checked, 0 flagged; of clean prompts at most 0.10% are expected to be\n"
+    assert out == "1 prompts checked, 0 flagged; of clean prompts at most 0.20% are expected to be\n"
 
 
 def test_a_trusted_encoder_is_not_measured(guard: Amdet) -> None:
