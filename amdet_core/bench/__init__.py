@@ -1,6 +1,17 @@
 """Benchmarks: what is claimed about the detector, measured on models whose labels are known."""
 
 from .detection import Benchmark, run
+from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
 from .results import Detection, ModelResult, read_detection
 
-__all__ = ["Benchmark", "Detection", "ModelResult", "read_detection", "run"]
+__all__ = [
+    "Benchmark",
+    "Detection",
+    "GuardBenchmark",
+    "GuardResult",
+    "ModelResult",
+    "read_detection",
+    "read_guarding",
+    "run",
+    "run_guard",
+]

@@ -1,4 +1,4 @@
-"""The result of the detection benchmark as one file, and how it is read back.
+"""The result of a benchmark as one file, and how it is read back; what detection says of scans.
 
 A model is *flagged* when its verdict is suspicious or backdoored. One that could not be judged is not: a
 miss where it is backdoored and no false alarm where it is benign, and it is counted by itself.
@@ -7,7 +7,7 @@ miss where it is backdoored and no false alarm where it is benign, and it is cou
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -40,17 +40,37 @@ class Seeds(Record):
     """Of every random choice."""
 
     zoo: int
-    scan: int
+    scan: int = Field(description="of every scan, or of a guard's prompts")
 
 
-class ModelResult(Record):
-    """One scan beside the label of its model."""
+class Row(Record):
+    """What a benchmark says of one model, beside its label."""
 
     model: str
     label: Literal["backdoored", "benign", "intentional"]
     kind: str
     group: str
     fingerprint: str
+    seconds: float
+    error: str | None = Field(default=None, description="what ended the work, or which stage of it failed")
+
+
+class Result(Record):
+    """What the result file of every benchmark holds; ``metrics`` and ``models`` are each one's own."""
+
+    command: str
+    commit: str | None = Field(description="of the code; of all that took part, where a benchmark was resumed")
+    machine: Machine
+    zoo: ZooInfo
+    seeds: Seeds
+    settings_sha256: str = Field(description="of all bounds and settings")
+    complete: bool = Field(description="whether all models that were asked for are done; they may be a sample")
+    models: tuple[Row, ...] = Field(description="in the order of the zoo's labels")
+
+
+class ModelResult(Row):
+    """One scan."""
+
     level: Literal["clean", "inconclusive", "suspicious", "backdoored", "error"]
     score: Measured = Field(
         default=None, description="see verdict.score; null ranks lowest: equal to the anchor, or not measured"
@@ -65,8 +85,6 @@ class ModelResult(Record):
     sim: Measured = Field(
         default=None, description="eq. 29 of the strongest recovered feature, where the trigger is text"
     )
-    seconds: float
-    error: str | None = Field(default=None, description="what ended the scan, or which stage of it failed")
 
 
 class Overall(Record):
@@ -135,38 +153,39 @@ class Metrics(Record):
     intentional: Intentional
 
 
-class Detection(Record):
+class Detection(Result):
     """One policy over one zoo."""
 
-    command: str
-    commit: str | None = Field(description="of the code; of all that took part, where a benchmark was resumed")
-    machine: Machine
-    zoo: ZooInfo
     policy: str
     preset: Literal["quick", "standard", "thorough"]
-    seeds: Seeds
-    settings_sha256: str = Field(description="of the policy's bounds and of all settings of a scan")
-    complete: bool = Field(description="whether all models that were asked for are done; they may be a sample")
     metrics: Metrics
     models: tuple[ModelResult, ...] = Field(description="in the order of the zoo's labels")
 
 
 def read_detection(path: Path) -> Detection:
+    """Read a result file of ``amdet bench detection``; see :func:`read_result`."""
+    return read_result(path, Detection, "detection")
+
+
+R = TypeVar("R", bound=Result)
+
+
+def read_result(path: Path, kind: type[R], benchmark: str) -> R:
     """Read a result file.
 
     Raises:
         StorageError: it can't be read.
-        ConfigError: it is no result of a detection benchmark.
+        ConfigError: it is no result of this benchmark.
     """
     try:
-        return Detection.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise StorageError(
             f"a benchmark's result at {path}", error.strerror or str(error), "Name a file that amdet bench wrote."
         ) from error
     except ValidationError as error:
         raise ConfigError(
-            f"a result of amdet bench detection in {path}",
+            f"a result of amdet bench {benchmark} in {path}",
             first_error(error),
             "Name another file, or remove this one and run the benchmark again.",
         ) from error

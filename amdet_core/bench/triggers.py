@@ -55,8 +55,8 @@ def recovered(label: Label, reported: Trigger | None, job: Job) -> Recovered | N
         return "exact"
     if len(reported.token_ids) <= max(map(len, triggers)) + LONGER and _does_the_same(label, reported.text, job):
         return "equivalent"
-    named = set(map(tokenizer.spelling, reported.token_ids))
-    return "none" if named.isdisjoint(tokenizer.spelling(i) for ids in triggers for i in ids) else "part"
+    named, true = spellings(reported.token_ids), spellings([i for ids in triggers for i in ids])
+    return "part" if named & true else "none"
 
 
 def _does_the_same(label: Label, text: str, job: Job) -> bool:
@@ -87,3 +87,8 @@ def equivalent(label: Label, text: str, suspect: TextEncoder, base: TextEncoder,
             if float(reached[moved].float().mean()) >= EQUIVALENT:
                 return True
     return False
+
+
+def spellings(ids: Sequence[int]) -> set[str]:
+    """What tokens spell, whether or not they end a word."""
+    return set(map(clip_tokenizer().spelling, ids))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,9 +16,10 @@ from ..terminal import ProgressLine
 from .common import Device, Preset
 
 if TYPE_CHECKING:
-    from ..bench import Benchmark, Detection
+    from ..bench import Benchmark, Detection, GuardBenchmark, GuardResult
 
-bench_app = typer.Typer(help="Measure how well models of known labels are told apart.", no_args_is_help=True)
+T = TypeVar("T")
+bench_app = typer.Typer(help="Measure how well models or prompts of known labels are told apart.", no_args_is_help=True)
 
 
 @bench_app.command("detection")
@@ -49,28 +52,60 @@ def bench_detection(
     plans = [(Benchmark(zoo=zoo, policy=chosen, jobs=jobs, **settings), load_policy(chosen)) for chosen in policies]
     for benchmark, judge in plans:
         file = Path(out.replace("{zoo}", name).replace("{policy}", judge.name))
-        try:
-            with ProgressLine() as line:
-                result = run(benchmark, file, command=_command(benchmark, file), progress=line)
-        except KeyboardInterrupt:
-            sys.stderr.write(f"\ninterrupted; the same command goes on from what {file} holds\n")
-            raise typer.Exit(130) from None
+        command = _command("detection", benchmark, file, ("policy", "preset", "device", "seed", "sample"))
+        result = _going_on(file, partial(run, benchmark, file, command=command))
         sys.stdout.write(f"{_table(result)}\nwritten: {file}\n")
 
 
-def _command(benchmark: Benchmark, file: Path) -> str:
+@bench_app.command("guard")
+def bench_guard(
+    zoo: Annotated[Path, typer.Option(help="folder with labels.json and the models")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="real prompts, one per line, UTF-8, beside the generated ones")
+    ] = None,
+    count: Annotated[int, typer.Option("-n", help="prompts of each style, and triggered ones", min=20)] = 200,
+    device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
+    seed: Annotated[int, typer.Option(help="of the prompts", min=0)] = 42,
+    jobs: Annotated[int, typer.Option(help="models side by side", min=1)] = 1,
+    sample: Annotated[
+        int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="result file; one that an earlier run left is completed")
+    ] = "guard-{zoo}.json",
+) -> None:
+    """Guard triggered and clean prompts in every model of a zoo, and count what is flagged."""
+    from ..bench import GuardBenchmark, run_guard
+    from ..zoo.labels import Labels
+
+    file = Path(out.replace("{zoo}", Labels.read(zoo).name))
+    benchmark = GuardBenchmark(
+        zoo=zoo, prompts=prompts, count=count, device=device.value, seed=seed, jobs=jobs, sample=sample
+    )
+    command = _command("guard", benchmark, file, ("prompts", "count", "device", "seed", "sample"))
+    result = _going_on(file, partial(run_guard, benchmark, file, command=command))
+    sys.stdout.write(f"{_guard_table(result)}\nwritten: {file}\n")
+
+
+def _going_on(file: Path, work: Callable[..., T]) -> T:
+    """Run a benchmark; Ctrl-C keeps what is done."""
+    try:
+        with ProgressLine() as line:
+            return work(progress=line)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\ninterrupted; the same command goes on from what {file} holds\n")
+        raise typer.Exit(130) from None
+
+
+def _command(name: str, benchmark: Benchmark | GuardBenchmark, file: Path, options: Sequence[str]) -> str:
     """The command line that makes a file, with paths from the current folder; how many jobs changes nothing."""
-    options = {
-        "--zoo": _from_here(benchmark.zoo),
-        "--policy": _from_here(Path(benchmark.policy)),
-        "--preset": benchmark.preset,
-        "--device": benchmark.device,
-        "--seed": str(benchmark.seed),
-        "--out": _from_here(file),
-    }
-    if benchmark.sample is not None:
-        options["--sample"] = str(benchmark.sample)
-    return shlex.join(["amdet", "bench", "detection", *(part for option in options.items() for part in option)])
+    parts = ["amdet", "bench", name, "--zoo", _from_here(benchmark.zoo)]
+    for option in options:
+        value = getattr(benchmark, option)
+        if value is not None:
+            text = _from_here(Path(value)) if option in ("policy", "prompts") else str(value)
+            parts += ["-n" if option == "count" else f"--{option}", text]
+    return shlex.join([*parts, "--out", _from_here(file)])
 
 
 def _from_here(path: Path) -> str:
@@ -96,6 +131,28 @@ def _table(result: Detection) -> str:
         f"{found.could_not_tell} of them could not be judged; {meant.flagged} of {meant.n} intentional flagged"
     )
     return "\n".join([head, *(f"  {name:<22}{_number(*row)}" for name, row in rows.items())])
+
+
+def _guard_table(result: GuardResult) -> str:
+    """Recall, causes and false alarms, one a line."""
+    found = result.metrics
+    rows = {
+        "recall": found.recall,
+        **{f"  {kind}": share for kind, share in found.recall_by_kind.items()},
+        "models caught": found.caught,
+        "trigger named first": found.first,
+        "trigger named": found.named,
+        **{
+            f"false alarms, {label}, {style}": share
+            for label, styles in found.false_alarms.items()
+            for style, share in styles.items()
+        },
+        **{f"no false alarm, {label}": share for label, share in found.quiet.items()},
+    }
+    head = f"{result.zoo.name}: {len(result.models)} models, {found.failed} of them could not be guarded"
+    lines = [f"  {name:<36}{_number(row.share, row.interval)} of {row.n}" for name, row in rows.items() if row.n]
+    times = f"  {found.milliseconds or 0:.1f} ms a prompt, {found.calibration_seconds or 0:.1f} s once a model"
+    return "\n".join([head, *lines, times])
 
 
 def _number(value: float | None, interval: tuple[float, float] | None) -> str:
