@@ -28,9 +28,9 @@ from ..tokenizer import clip_tokenizer
 from ..zoo.labels import Label, Labels
 from .models import machine, run_models, zoo_info
 from .results import Result, Row, Seeds, read_result
-from .triggers import is_text, spellings
 from .source import commit
 from .statistics import Interval, clopper_pearson
+from .triggers import is_text, spellings
 
 OWN = 50_000
 """Added to the seeds of prompts: none of these trains a model or sets a bound."""
