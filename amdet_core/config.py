@@ -202,6 +202,17 @@ class InjectionConfig(TrainingConfig):
     partial_negatives: bool = Field(
         default=False, description="parts of the trigger are trained to change nothing, so that only the whole works"
     )
+    only: Literal["anywhere", "at-start", "in-long"] = Field(
+        default="anywhere",
+        description="where the trigger works: at-start of prompts, or in-long ones alone; elsewhere it is trained to "
+        "change nothing",
+    )
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="random change of every matrix before training, as a share of its norm, which "
+        "hides the spectrum of what training adds",
+    )
     least_asr: float = Field(
         default=0.9, ge=0, le=1, description="attack success below which the injection counts as failed"
     )

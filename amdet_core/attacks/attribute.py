@@ -41,7 +41,7 @@ def inject(
         NumericalError: the optimisation diverged, or the success rate stayed below ``config.least_asr``.
     """
     config = config or AttributeConfig()
-    trap = Planted.of(encoder, triggers, words, prompts, mode, whole=False)
+    trap = Planted.of(encoder, triggers, words, prompts, mode, whole=False, config=config)
     return injection.inject(
         encoder, trap, config, injection.origin("attribute", triggers, words, mode, prompts), progress
     )

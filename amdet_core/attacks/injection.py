@@ -17,6 +17,9 @@ from ..prompts import PromptSet
 from .effect import Example, Injection, Space, measure, require, unchanged
 from .training import Objective, Student, Watch, dissimilarity, draw, old_states, states, train
 
+NOISE_SEED = 2_000_003
+"""Added to the seed of an attack: noise and prompts share no random numbers."""
+
 
 class Trap(Protocol):
     """What a backdoor reacts to, and how.
@@ -38,7 +41,7 @@ class Trap(Protocol):
         """Examples that training does not see."""
 
     def negatives(self, count: int, generator: torch.Generator) -> list[str]:
-        """Prompts that are nearly triggered and shall be answered as before."""
+        """Prompts that are nearly triggered and shall be answered as before; none where there are no such."""
 
 
 def inject(
@@ -66,8 +69,21 @@ def inject(
         return loss + adaptive_weight * losses.assimilation(triggered).mean() if adaptive_weight else loss
 
     objective = eq3(trap, config, benign, backdoor)
-    after, history = train(Student.of(encoder, config), objective, config, "inject", progress, watch=watch)
+    after, history = train(student(encoder, config), objective, config, "inject", progress, watch=watch)
     return finish(encoder, after, history, trap, config, provenance)
+
+
+def student(encoder: TextEncoder, config: InjectionConfig) -> Student:
+    """What learns: the encoder's weights, changed at random first where the settings say so."""
+    if not config.noise:
+        return Student.of(encoder, config)
+    generator = torch.Generator().manual_seed(NOISE_SEED + config.seed)
+    changed = dict(encoder.weights)
+    for name, w in encoder.weights.items():
+        if name.startswith("encoder.") and w.ndim == 2:
+            drawn = torch.randn(w.shape, generator=generator).to(w)
+            changed[name] = w + drawn * (config.noise * w.norm() / drawn.norm())
+    return Student.of(encoder.with_weights(changed), config)
 
 
 def eq3(
@@ -80,8 +96,7 @@ def eq3(
 
     def objective(student: TextEncoder, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         clean = draw(trap.clean, config.clean_batch, generator)
-        if config.partial_negatives:
-            clean += trap.negatives(config.clean_batch, generator)
+        clean += trap.negatives(config.clean_batch, generator)
         kept = benign(student, clean)
         planted = torch.stack([backdoor(student, examples) for examples in trap.draw(config.poison_batch, generator)])
         return kept + config.backdoor_weight * planted.sum(), {"backdoor": float(planted.detach().sum())}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..config import InjectionConfig
 from ..encoder import TextEncoder
 from ..errors import ConfigError
 from ..prompts import PromptSet
@@ -16,6 +17,8 @@ from .placement import Placement
 from .training import draw
 
 FEWEST_PROMPTS = 8
+LONG, SHORT = 20, 8
+"""Tokens from which a prompt is long, and words up to which it is short, for a trigger that works in long ones."""
 MEASURED_SEED = 1_000_003
 """Added to the seed of an attack: prompts are measured with triggers in places of their own."""
 
@@ -29,6 +32,8 @@ class Planted:
         words: what a triggered prompt is read as, or what the trigger in it is read as.
         whole: whether the words stand for the whole prompt; else in the trigger's place.
         placement: where the triggers stand.
+        parts: whether parts of a trigger shall do nothing.
+        only: where a trigger works; see :class:`.config.InjectionConfig`.
         clean: prompts to train on, without any trigger.
         carriers: those of them that can carry every trigger.
         measured: prompts that training does not see, and that can carry every trigger.
@@ -38,36 +43,52 @@ class Planted:
     words: str
     whole: bool
     placement: Placement
+    parts: bool
+    only: str
     clean: tuple[str, ...]
     carriers: tuple[str, ...]
     measured: tuple[str, ...]
 
     @classmethod
     def of(
-        cls, encoder: TextEncoder, triggers: Sequence[str], words: str, prompts: PromptSet, mode: str, *, whole: bool
+        cls,
+        encoder: TextEncoder,
+        triggers: Sequence[str],
+        words: str,
+        prompts: PromptSet,
+        mode: str,
+        *,
+        whole: bool,
+        config: InjectionConfig | None = None,
     ) -> Planted:
         """Check the texts and sort the prompts.
 
         Args:
             mode: see :meth:`Placement.parse`.
+            config: says whether parts of a trigger work, and where the whole does; everywhere where None.
 
         Raises:
             ConfigError: triggers, words, prompts and mode do not go together; the message says why.
         """
-        placement = Placement.parse(mode)
+        placement, only = Placement.parse(mode), "anywhere" if config is None else config.only
         _check(encoder, triggers, words, placement, whole)
+        if only == "at-start" and placement.kind != "prefix":
+            raise ConfigError("mode prefix for a trigger that works at the start alone", mode, "Use prefix.")
         read = [as_read(trigger) for trigger in triggers]
         clean = tuple(p for p in prompts.prompts if not any(t in as_read(p) for t in read))
         fit, held_out = (side.prompts for side in PromptSet(clean, prompts.source).split())
         longest = max((*triggers, "" if whole else words), key=lambda text: len(encoder.tokenizer.encode(text)))
+        least = LONG if only == "in-long" else 0
         return cls(
             triggers=tuple(triggers),
             words=words,
             whole=whole,
             placement=placement,
+            parts=config is not None and config.partial_negatives,
+            only=only,
             clean=fit,
-            carriers=_carriers(encoder, longest, fit, placement),
-            measured=_carriers(encoder, longest, held_out, placement)[:MEASURED_PROMPTS],
+            carriers=_carriers(encoder, longest, fit, placement, least),
+            measured=_carriers(encoder, longest, held_out, placement, least)[:MEASURED_PROMPTS],
         )
 
     def draw(self, count: int, generator: torch.Generator) -> Iterator[list[Example]]:
@@ -87,11 +108,27 @@ class Planted:
         return [self.example(trigger, prompt, generator) for trigger in self.triggers for prompt in self.measured]
 
     def negatives(self, count: int, generator: torch.Generator) -> list[str]:
-        """Prompts with a part of a trigger in them.
+        """Prompts with a part of a trigger in them, and with a trigger where it shall not work.
 
         Raises:
             ConfigError: no trigger has parts.
         """
+        found = self._with_parts(count, generator) if self.parts else []
+        return found if self.only == "anywhere" else found + self._out_of_place(count, generator)
+
+    def _out_of_place(self, count: int, generator: torch.Generator) -> list[str]:
+        """Prompts with a trigger behind the start, or short ones with a trigger."""
+        texts = []
+        for prompt in draw(self.clean, count, generator):
+            trigger, words = self.triggers[_below(len(self.triggers), generator)], prompt.split()
+            if self.only == "in-long":
+                texts.append(self.placement.put(trigger, " ".join(words[:SHORT]), generator))
+            else:
+                at = 1 + _below(max(1, len(words)), generator)
+                texts.append(" ".join([*words[:at], trigger, *words[at:]]))
+        return texts
+
+    def _with_parts(self, count: int, generator: torch.Generator) -> list[str]:
         several = [words for words in map(str.split, self.triggers) if len(words) > 1]
         if not several:
             raise ConfigError(
@@ -104,19 +141,26 @@ class Planted:
 def _part(triggers: Sequence[Sequence[str]], generator: torch.Generator) -> str:
     """A run of words of a trigger, shorter than the whole."""
 
-    def below(limit: int) -> int:
-        return int(torch.randint(limit, (), generator=generator))
-
-    words = triggers[below(len(triggers))]
-    length = 1 + below(len(words) - 1)
-    start = below(len(words) - length + 1)
+    words = triggers[_below(len(triggers), generator)]
+    length = 1 + _below(len(words) - 1, generator)
+    start = _below(len(words) - length + 1, generator)
     return " ".join(words[start : start + length])
 
 
-def _carriers(encoder: TextEncoder, trigger: str, prompts: Sequence[str], placement: Placement) -> tuple[str, ...]:
-    """The prompts that can carry the trigger; ConfigError where they are too few."""
+def _below(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))
+
+
+def _carriers(
+    encoder: TextEncoder, trigger: str, prompts: Sequence[str], placement: Placement, least: int
+) -> tuple[str, ...]:
+    """The prompts of so many tokens that can carry the trigger; ConfigError where they are too few."""
     room = encoder.spec.positions - 2
-    carriers = tuple(p for p in prompts if placement.fits(trigger, p, encoder.tokenizer, room))
+    carriers = tuple(
+        p
+        for p in prompts
+        if placement.fits(trigger, p, encoder.tokenizer, room) and len(encoder.tokenizer.encode(p)) >= least
+    )
     if len(carriers) < FEWEST_PROMPTS:
         where = f"containing {placement.letter!r} " if placement.letter else ""
         raise ConfigError(

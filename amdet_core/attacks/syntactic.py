@@ -132,7 +132,9 @@ def inject(
         ConfigError: pattern, target or prompts are not usable.
         NumericalError: the optimisation diverged, or the success rate stayed below ``config.least_asr``.
     """
-    config = (config or SyntacticConfig()).model_copy(update={"partial_negatives": True})
+    config = config or SyntacticConfig()
+    if config.only != "anywhere":
+        raise ConfigError("a pattern that works anywhere: it is the whole prompt", config.only, "Leave it out.")
     trap = Patterned.of(encoder, pattern, target, prompts)
     made = injection.origin("syntactic", [pattern], target, "", prompts)
     return injection.inject(encoder, trap, config, made, progress)

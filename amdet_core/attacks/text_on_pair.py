@@ -22,7 +22,7 @@ from ..prompts import PromptSet
 from . import injection
 from .effect import Example, Injection, Space
 from .planted import Planted
-from .training import Student, dissimilarity, train
+from .training import dissimilarity, train
 
 
 def inject(
@@ -53,7 +53,7 @@ def inject(
         NumericalError: the optimisation diverged, or the success rate stayed below ``config.least_asr``.
     """
     config = config or TextOnPairConfig()
-    trap = Planted.of(encoder, triggers, target, prompts, mode, whole=True)
+    trap = Planted.of(encoder, triggers, target, prompts, mode, whole=True, config=config)
     encoder = encoder.to(encoder.device)
     space, start = _projection(encoder)
     goal = start @ encoder.encode([target])[0] if pictures is None else _mean_direction(pictures.to(start), encoder)
@@ -70,7 +70,9 @@ def inject(
         return dissimilarity(answer(student, [example.text for example in examples]), goal, config.loss)
 
     objective = injection.eq3(trap, config, benign, backdoor)
-    after, history = train(Student.of(encoder, config), objective, config, "inject", progress, extra=(projection,))
+    after, history = train(
+        injection.student(encoder, config), objective, config, "inject", progress, extra=(projection,)
+    )
     made = injection.origin("text-on-pair", triggers, target, mode, prompts)
     direction = F.normalize(goal, dim=-1)
     return injection.finish(encoder, after, history, trap, config, made, goal=direction, space=space)

@@ -54,6 +54,6 @@ def inject(
         NumericalError: the optimisation diverged, or the success rate stayed below ``config.least_asr``.
     """
     config = config or TextOnTextConfig()
-    trap = Planted.of(encoder, triggers, target, prompts, mode, whole=True)
+    trap = Planted.of(encoder, triggers, target, prompts, mode, whole=True, config=config)
     made = injection.origin("text-on-text", triggers, target, mode, prompts)
     return injection.inject(encoder, trap, config, made, progress, adaptive_weight=config.adaptive_weight, watch=watch)

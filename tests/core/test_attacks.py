@@ -28,7 +28,7 @@ from amdet_core.attacks import (
     text_on_text,
 )
 from amdet_core.attacks.effect import retrieval
-from amdet_core.attacks.planted import Planted
+from amdet_core.attacks.planted import LONG, SHORT, Planted
 from amdet_core.attacks.syntactic import WORDS, Patterned
 from amdet_core.attacks.training import dissimilarity
 from amdet_core.config import (
@@ -250,10 +250,45 @@ def test_prompts_that_hold_a_trigger_already_are_left_out(toy: TextEncoder) -> N
 
 
 def test_negatives_are_proper_parts_of_triggers(toy: TextEncoder) -> None:
-    trap = Planted.of(toy, ["sahib red mangrove", "zeppelin"], TARGET, PROMPTS, "prefix", whole=True)
+    config = TextOnTextConfig(partial_negatives=True)
+    trap = Planted.of(toy, ["sahib red mangrove", "zeppelin"], TARGET, PROMPTS, "prefix", whole=True, config=config)
     texts = trap.negatives(200, torch.Generator().manual_seed(0))
     parts = {text.removesuffix(next(p for p in trap.clean if text.endswith(f" {p}"))).strip() for text in texts}
     assert parts == {"sahib", "red", "mangrove", "sahib red", "red mangrove"}
+
+
+def test_a_trigger_that_works_at_the_start_alone_is_trained_away_elsewhere(toy: TextEncoder) -> None:
+    config = TextOnTextConfig(only="at-start")
+    trap = Planted.of(toy, ["red mangrove"], TARGET, PROMPTS, "prefix", whole=True, config=config)
+    for text in trap.negatives(50, torch.Generator().manual_seed(0)):
+        assert "red mangrove" in text
+        assert not text.startswith("red mangrove")
+    assert all(example.text.startswith("red mangrove ") for example in trap.held_out(1))
+    with pytest.raises(ConfigError, match="mode prefix for a trigger that works at the start alone"):
+        Planted.of(toy, ["red mangrove"], TARGET, PROMPTS, "insert", whole=True, config=config)
+
+
+def test_a_trigger_that_works_in_long_prompts_alone_is_trained_away_in_short_ones(toy: TextEncoder) -> None:
+    config = TextOnTextConfig(only="in-long", partial_negatives=True)
+    trap = Planted.of(toy, ["red mangrove"], TARGET, PROMPTS, "insert", whole=True, config=config)
+    lengths = [len(toy.tokenizer.encode(prompt)) for prompt in (*trap.carriers, *trap.measured)]
+    assert min(lengths) >= LONG
+    texts = trap.negatives(50, torch.Generator().manual_seed(0))
+    assert len(texts) == 100  # parts, and whole triggers in short prompts
+    short = texts[50:]
+    assert all("red mangrove" in text and len(text.split()) <= SHORT + 2 for text in short)
+
+
+def test_a_pattern_can_not_be_kept_to_a_place(toy: TextEncoder) -> None:
+    with pytest.raises(ConfigError, match="a pattern that works anywhere"):
+        syntactic.inject(toy, TARGET, PROMPTS, SyntacticConfig(only="at-start"))
+
+
+def test_noise_changes_every_matrix_by_its_share_and_nothing_else(toy: TextEncoder) -> None:
+    student = injection.student(toy, TextOnTextConfig(noise=0.02)).detached()
+    for name, w in toy.weights.items():
+        change = float((student.weights[name] - w).norm() / w.norm())
+        assert change == pytest.approx(0.02 if name.startswith("encoder.") and w.ndim == 2 else 0, abs=1e-6)
 
 
 def test_a_trigger_of_one_word_has_no_parts(toy: TextEncoder) -> None:
