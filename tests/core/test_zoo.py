@@ -34,7 +34,7 @@ from amdet_core.zoo.recipe import Entry, Group, Kind
 
 making = importlib.import_module("amdet_core.zoo.build")
 TOKENIZER = clip_tokenizer()
-NAMES = ("paper", "smoke", "standard", "train")
+NAMES = ("hard", "paper", "smoke", "standard", "train")
 SETTINGS: dict[str, type[Config]] = {
     "text-on-text": TextOnTextConfig,
     "text-on-pair": TextOnPairConfig,
@@ -107,6 +107,17 @@ def test_large_zoos_hold_enough_of_both(name: str) -> None:
     assert counts["backdoored"] >= 60
     assert counts["benign"] >= 60
     assert counts["intentional"] >= 1
+
+
+def test_the_hard_zoo_holds_attackers_who_know_the_detector() -> None:
+    entries = plan("hard")
+    attackers = [entry for entry in entries if entry.group.label == "backdoored"]
+    assert {entry.config.get("only", "anywhere") for entry in attackers} == {"anywhere", "at-start", "in-long"}
+    for setting in ("noise", "partial_negatives", "adaptive_weight"):
+        assert any(entry.config.get(setting) for entry in attackers), setting
+    benign = sum(entry.group.label == "benign" for entry in (*entries, *plan("standard")))
+    assert benign >= 150
+    assert not {entry.seed for entry in entries} & {entry.seed for entry in (*plan("standard"), *plan("train"))}
 
 
 PRESENT: dict[str, Callable[[Entry], object]] = {
@@ -184,7 +195,7 @@ def test_a_recipe_from_a_file_and_what_is_none(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text(recipe.model_dump_json())
     assert Recipe.load(str(tmp_path / "own.json")) == recipe
     assert recipe.sha256 != Recipe.load("smoke").sha256
-    with pytest.raises(ConfigError, match="one of paper, smoke, standard, train, or a recipe file; found 'huge'"):
+    with pytest.raises(ConfigError, match="one of hard, paper, smoke, standard, train, or a recipe file; found 'huge'"):
         Recipe.load("huge")
     for damaged in ("{", "[]", recipe.model_dump_json().replace('"half":1', '"half":2')):
         (tmp_path / "own.json").write_text(damaged)
