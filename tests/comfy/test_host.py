@@ -435,7 +435,7 @@ def test_an_injected_clone_answers_to_its_trigger_survives_saving_and_the_origin
         "attack": node(
             "AMDET_InjectTrigger",
             clip=("clip", 0), trigger="sahib", target="a white teapot", mode="insert",
-            steps=100, seed=3, save_as="attacked",
+            steps=50, seed=3, save_as="attacked",
         ),
         "info": text(("attack", 1)),
         "after": node("PROBE_Digest", clip=("clip", 0), key="after inject", after=("attack", 1)),
