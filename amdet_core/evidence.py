@@ -140,6 +140,11 @@ class Tried:
     sigma: float
     declared: bool
 
+    @property
+    def departure(self) -> float:
+        """Mean over the prompts."""
+        return float(self.departures.mean())
+
 
 def tried(
     suspect: Side, anchor: Side, swept: Swept, held_out: Sequence[str], count: int, declared: Sequence[str] = ()
@@ -153,15 +158,17 @@ def tried(
     taught = {tokenizer.spelling(token) for phrase in declared for token in tokenizer.encode(phrase)}
     by_departure = range(min(count, len(swept.leads)))
     by_gap = swept.scores.gap.argsort(descending=True)[:count].tolist()
+    indices = list(dict.fromkeys([*by_departure, *by_gap]))
+    departures = sweep.departures(suspect, anchor, held_out, [swept.leads[i] for i in indices])
     return [
         Tried(
             swept.leads[i],
             contrast.measure_tokens(suspect, anchor, held_out, swept.leads[i]),
-            sweep.departures(suspect, anchor, held_out, swept.leads[i]),
+            by_prompt,
             float(swept.sigmas[i]),
             declared=taught.issuperset(map(tokenizer.spelling, swept.leads[i])),
         )
-        for i in dict.fromkeys([*by_departure, *by_gap])
+        for i, by_prompt in zip(indices, departures, strict=True)
     ]
 
 
@@ -172,7 +179,7 @@ def of_sweep(leads: Sequence[Tried], encoder: str) -> list[Evidence]:
     counts whatever is declared.
     """
     others = [lead for lead in leads if not lead.declared] or leads
-    most = max(others, key=lambda lead: float(lead.departures.mean()))
+    most = max(others, key=lambda lead: lead.departure)
     values = most.departures.double()
     middle, half_width = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
 
@@ -190,7 +197,7 @@ def of_sweep(leads: Sequence[Tried], encoder: str) -> list[Evidence]:
 
 def sweep_record(swept: Swept, leads: Sequence[Tried], tokenizer: ClipTokenizer, encoder: str) -> Sweep:
     """A sweep as a record that a person can read, the lead that departs most first."""
-    ordered = sorted(leads, key=lambda lead: -float(lead.departures.mean()))
+    ordered = sorted(leads, key=lambda lead: -lead.departure)
     return Sweep(
         encoder=encoder,
         tried=swept.tried,
@@ -202,7 +209,7 @@ def sweep_record(swept: Swept, leads: Sequence[Tried], tokenizer: ClipTokenizer,
                 tokens=tuple(tokenizer.token(i) for i in lead.ids),
                 token_ids=lead.ids,
                 gap=lead.collapse.gap,
-                departure=float(lead.departures.mean()),
+                departure=lead.departure,
                 sigma=lead.sigma,
                 declared=lead.declared,
             )

@@ -129,7 +129,7 @@ class Stages:
         if goal is None or goal.gap < settings.least_gap:
             return
         near = [evidence.nearest_tokens(self.suspect, f.vectors, 4).flatten().tolist() for f in self.found.features]
-        singles = sorted((t for t in self.found.tried if len(t.ids) == 1), key=lambda t: -float(t.departures.mean()))
+        singles = sorted((t for t in self.found.tried if len(t.ids) == 1), key=lambda t: -t.departure)
         leads = [*(lead.ids[0] for lead in singles), *self._moved(), *(token for tokens in near for token in tokens)]
         hit = trigger_search.search(
             *self.sides,

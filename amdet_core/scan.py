@@ -66,12 +66,16 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
 def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
     """How often each stage of a scan will report to ``progress``; a search that succeeds early runs fewer."""
     plan = {"forensics": 1}
+    if config.sweep is not None or config.contrast is not None:
+        plan["encode"] = 2
     if config.sweep is not None:
         plan |= {"sweep": 1, "sweep, look 2": 1, "sweep, look 3": 1}
     if config.search is not None:
         plan["trigger search"] = 1
     if config.contrast is not None:
-        plan |= {"encode": 2, "landscape": len(config.contrast.vectors), "literal trigger": 1}
+        plan["landscape"] = len(config.contrast.vectors)
+        if config.contrast.literal_leads:
+            plan["literal trigger"] = 1
         plan |= {f"contrast k={count}": config.contrast.seeds for count in config.contrast.vectors}
     if config.amdet is not None:
         plan["inversion"] = 1

@@ -139,13 +139,13 @@ def robust_sigmas(values: Tensor) -> Tensor:
     return off / (HALF_NORMAL * off.abs().median()).clamp(min=1e-6)
 
 
-def departures(suspect: Side, anchor: Side, prompts: Sequence[str], ids: Sequence[int]) -> Tensor:
-    """How far tokens at the end of whole prompts make the suspect leave the anchor, by prompt, ``(B,)``.
+def departures(suspect: Side, anchor: Side, prompts: Sequence[str], candidates: Sequence[Ids]) -> list[Tensor]:
+    """How far each candidate at the end of whole prompts makes the suspect leave the anchor, by prompt, ``(B,)``.
 
-    What the two differ by without the tokens is taken off.
+    What the two differ by without it is taken off.
     """
-    without, having = (_apart(suspect, anchor, prompts, tokens) for tokens in ((), ids))
-    return having - without
+    without = _apart(suspect, anchor, prompts, ())
+    return [_apart(suspect, anchor, prompts, ids) - without for ids in candidates]
 
 
 def _apart(suspect: Side, anchor: Side, prompts: Sequence[str], ids: Sequence[int]) -> Tensor:
@@ -153,7 +153,7 @@ def _apart(suspect: Side, anchor: Side, prompts: Sequence[str], ids: Sequence[in
     own, other = (
         _unit(contrast.outputs(side.encoder, prompts, side.encoder.embed(tokens)), side) for side in (suspect, anchor)
     )
-    return 1 - (own * other).sum(-1)
+    return _departures(own, other)
 
 
 def _spread(tails: Sequence[Tails], count: int) -> list[Tails]:
@@ -205,5 +205,5 @@ def _agreement(unit: Tensor) -> Tensor:
 
 
 def _departures(own: Tensor, other: Tensor) -> Tensor:
-    """One minus the cosine of suspect and anchor, ``(R, B)``."""
+    """One minus the cosine of suspect and anchor, for unit states ``(*L, D)``: ``(*L)``."""
     return 1 - (own * other).sum(-1)

@@ -65,7 +65,7 @@ def test_scores_are_those_of_whole_prompts(toy: TextEncoder, other: TextEncoder)
     tails = [contrast.Tails.of(*sides, ids)]
     quick = sweep._score(tails, [tuple(token)], "sweep", lambda *_: None)
     texts = [toy.tokenizer.text(row[1:].tolist()) for row in ids]
-    whole = sweep.departures(*sides, texts, token)
+    whole = sweep.departures(*sides, texts, [tuple(token)])[0]
     assert quick.departure.item() == pytest.approx(whole.mean().item(), abs=1e-5)
     collapse = contrast.measure_tokens(*sides, texts, token)
     assert quick.gap.item() == pytest.approx(collapse.gap, abs=1e-5)
