@@ -10,13 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from . import losses
-from .contrast import CENTRE_PROMPTS, Side
 from .errors import ConfigError, EncoderError
 from .formats import OpenedTarget
 from .memory import Batches
 from .progress import Progress, silent
 from .prompts import builtin_prompts
 from .records import Number, Record
+from .tails import CENTRE_PROMPTS, Side
 
 CHUNK = 32
 """Prompts that run side by side."""

@@ -67,6 +67,15 @@ class ContrastConfig(Config):
     prompt_tokens: tuple[int, ...] = Field(
         default=(4, 8, 16), min_length=1, description="lengths to which they are cut, in tokens, taken in turn"
     )
+    start_tokens: tuple[int, ...] = Field(
+        default=(4, 8), min_length=1, description="the same where the vectors stand at the start"
+    )
+    at_start: int = Field(
+        default=0,
+        ge=0,
+        description="of the runs of every length above 1, those with the vectors at the start of prompts; "
+        "a single token there is the sweep's",
+    )
     anchor_weight: float = Field(default=1.0, ge=0, description="factor of the anchor's collapse in the loss, K = 1")
     anchor_weight_long: float = Field(default=0.5, ge=0, description="the same for K > 1")
     norm_cap: float = Field(default=3.0, gt=0, description="largest vector norm, in median token norms")
@@ -84,13 +93,18 @@ class SweepConfig(Config):
     """Every token tried as a trigger, in looks at fewer and fewer of them with more and more prompts."""
 
     prompts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(1, 6, 24), min_length=2, description="prompts of each look, spread over the lengths"
+        default=(1, 8, 24), min_length=2, description="prompts of each look, spread over lengths and places"
     )
     kept: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1024, 64), min_length=1, description="candidates that each look but the first takes over"
     )
     prompt_tokens: tuple[int, ...] = Field(
-        default=(8, 4, 16), min_length=1, description="lengths to which prompts are cut, in tokens"
+        default=(32, 4, 16),
+        min_length=1,
+        description="lengths to which prompts are cut, in tokens; the first look's first",
+    )
+    start_tokens: tuple[int, ...] = Field(
+        default=(4,), description="the same of prompts at whose start a candidate stands; in all but the first look"
     )
     leads: int = Field(default=8, ge=1, description="candidates that are measured on whole held-out prompts")
     held_out: int = Field(default=64, ge=8, description="those prompts")

@@ -6,9 +6,9 @@ backdoor. Here only the pooled state counts, centred, and always against the anc
 
     gap = collapse(suspect) - collapse(anchor)
 
-The vectors stand at the END of short prompts, before EOS. Under the causal mask everything in front of
-them is then the same for all candidates: its keys and values are computed once, and a step costs only
-``K + 1`` positions for each candidate and prompt. ``docs/method.md`` has the measurements behind it.
+The vectors stand at the END of short prompts, before EOS, where a step costs only ``K + 1`` positions for each
+candidate and prompt (see :mod:`.tails`); at their START a trigger is sought that works nowhere else.
+``docs/method.md`` has the measurements behind it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import losses
+from . import tails as carriers
 from .config import ContrastConfig
-from .encoder import TOKEN_TABLE, Prefix, TextEncoder
-from .errors import ConfigError, NumericalError
+from .encoder import TOKEN_TABLE, TextEncoder
+from .errors import NumericalError
 from .memory import Batches
 from .progress import Progress, silent
+from .records import Place
+from .tails import Side, Tails
 
-CHUNK = 32
-"""Held-out prompts that run side by side."""
 SCORED = 64
 """Candidates that are scored side by side."""
-PREFIXES = 256
-"""Cut prompts whose keys and values are computed side by side."""
-CENTRE_PROMPTS = 256
-"""Clean prompts whose mean pooled state is an encoder's centre."""
 SELECT_PROMPTS = 12
 """Prompts of each length on which a run picks its best candidate."""
 
@@ -65,6 +61,7 @@ class Collapse:
         half_width: of the 95% jackknife interval of their difference.
         n: prompts.
         target: ``(D,)``, unit direction to which the suspect's centred pooled state is pulled.
+        place: where in the prompts the trigger stood.
     """
 
     suspect: float
@@ -72,76 +69,19 @@ class Collapse:
     half_width: float
     n: int
     target: Tensor
+    place: Place
+
+    @classmethod
+    def of(cls, own: Tensor, other: Tensor, place: Place) -> Collapse:
+        """From unit centred pooled states ``(B, D)`` of suspect and anchor."""
+        own, other = own.double(), other.double()
+        half_width = 1.96 * _jackknife(own, other)
+        return cls(_mean_pair(own), _mean_pair(other), half_width, len(own), F.normalize(own.mean(0), dim=0), place)
 
     @property
     def gap(self) -> float:
         """How much more the suspect collapses than the anchor."""
         return self.suspect - self.anchor
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """One encoder with the mean ``(D,)`` of its pooled states on clean prompts."""
-
-    encoder: TextEncoder
-    centre: Tensor
-
-    @classmethod
-    def of(cls, encoder: TextEncoder, prompts: Sequence[str], progress: Progress = silent) -> Side:
-        """Centre an encoder on its first clean prompts."""
-        return cls(encoder, encoder.encode(prompts[:CENTRE_PROMPTS], progress=progress).mean(0))
-
-
-@dataclass(frozen=True, eq=False)
-class Tails:
-    """Suspect and anchor on the same prompts cut to one length, whose keys and values are computed once.
-
-    Attributes:
-        suspect: side and shared prefixes of N prompts.
-        anchor: the same.
-    """
-
-    suspect: tuple[Side, Prefix]
-    anchor: tuple[Side, Prefix]
-
-    @classmethod
-    def of(cls, suspect: Side, anchor: Side, ids: Tensor) -> Tails:
-        """Run both encoders over cut prompts ``(N, T)``."""
-        return cls((suspect, _prefix(suspect.encoder, ids)), (anchor, _prefix(anchor.encoder, ids)))
-
-    def __len__(self) -> int:
-        return self.suspect[1].keys[0].shape[0]
-
-    def collapses(
-        self, vectors: Tensor, anchor_vectors: Tensor | None = None, *, rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Collapse of suspect and anchor for candidates ``(R, K, D)``, over all prompts or those of ``rows``.
-
-        The anchor gets the same vectors unless it has its own, as for a token that each reads from its
-        own table. Returns ``(R)`` twice.
-        """
-        (suspect, _), (anchor, _) = self.suspect, self.anchor
-        own, other = self.outputs(vectors, anchor_vectors, rows=rows)
-        return losses.collapse(own, suspect.centre), losses.collapse(other, anchor.centre)
-
-    def outputs(
-        self, vectors: Tensor, anchor_vectors: Tensor | None = None, *, rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Pooled states ``(R, B, D)`` of suspect and anchor for the same; K may be 0."""
-        own, other = (
-            _tail(side.encoder, prefix if rows is None else _select(prefix, rows), v)
-            for (side, prefix), v in (
-                (self.suspect, vectors),
-                (self.anchor, vectors if anchor_vectors is None else anchor_vectors),
-            )
-        )
-        return own, other
-
-    def first(self, count: int) -> Tails:
-        """The same on its first prompts alone."""
-        rows = torch.arange(min(count, len(self)), device=self.suspect[0].encoder.device)
-        (suspect, own), (anchor, other) = self.suspect, self.anchor
-        return Tails((suspect, _select(own, rows)), (anchor, _select(other, rows)))
 
 
 def gaps(tails: Sequence[Tails], vectors: Tensor, anchor_vectors: Tensor | None = None) -> Tensor:
@@ -161,21 +101,22 @@ def invert(
     config: ContrastConfig,
     *,
     seed: int,
+    place: Place = "end",
     progress: Progress = silent,
 ) -> Found:
     """Optimise ``count`` vectors in ``config.restarts`` candidates side by side.
 
     Args:
         prompts: fit prompts; those with too few tokens are left out.
+        place: of the vectors in the prompts.
 
     Raises:
         ConfigError: too few prompts are long enough.
         NumericalError: the loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    tails = cut_prompts(
-        suspect, anchor, prompts, config.prompt_tokens, config.pool, generator, fewest=2 * config.prompts
-    )
+    lengths, fewest = config.start_tokens if place == "start" else config.prompt_tokens, 2 * config.prompts
+    tails = carriers.cut_prompts(suspect, anchor, prompts, lengths, config.pool, generator, place=place, fewest=fewest)
     chosen = [tail.first(SELECT_PROMPTS) for tail in tails]
     typical = float(suspect.encoder.weights[TOKEN_TABLE].norm(dim=-1).median())
     vectors = _start(chosen, suspect.encoder, count, config, generator, progress)
@@ -236,41 +177,30 @@ def _start(
 
 
 def measure(
-    suspect: Side, anchor: Side, prompts: Sequence[str], vectors: Tensor, anchor_vectors: Tensor | None = None
+    suspect: Side,
+    anchor: Side,
+    prompts: Sequence[str],
+    vectors: Tensor,
+    anchor_vectors: Tensor | None = None,
+    place: Place = "end",
 ) -> Collapse:
-    """Collapse that vectors ``(K, D)`` cause at the end of whole held-out prompts."""
-    own = _directions(suspect, prompts, vectors)
-    other = _directions(anchor, prompts, vectors if anchor_vectors is None else anchor_vectors)
-    half_width = 1.96 * _jackknife(own, other)
-    return Collapse(_mean_pair(own), _mean_pair(other), half_width, len(prompts), F.normalize(own.mean(0), dim=0))
+    """Collapse that vectors ``(K, D)`` cause in whole held-out prompts."""
+    own = directions(suspect, prompts, vectors, place)
+    other = directions(anchor, prompts, vectors if anchor_vectors is None else anchor_vectors, place)
+    return Collapse.of(own, other, place)
 
 
-def measure_tokens(suspect: Side, anchor: Side, prompts: Sequence[str], ids: Sequence[int]) -> Collapse:
+def measure_tokens(
+    suspect: Side, anchor: Side, prompts: Sequence[str], ids: Sequence[int], place: Place = "end"
+) -> Collapse:
     """The same for real tokens, which each encoder reads from its own table."""
     tokens = torch.tensor(list(ids), device=suspect.encoder.device)
-    return measure(suspect, anchor, prompts, suspect.encoder.embed(tokens), anchor.encoder.embed(tokens))
+    return measure(suspect, anchor, prompts, suspect.encoder.embed(tokens), anchor.encoder.embed(tokens), place)
 
 
-def outputs(encoder: TextEncoder, prompts: Sequence[str], vectors: Tensor) -> Tensor:
-    """Pooled states ``(B, D)`` of prompts with vectors ``(K, D)`` placed before EOS."""
-    room = encoder.spec.positions - len(vectors)
-
-    def pooled(part: slice) -> Tensor:
-        batch = encoder.tokenizer.batch(prompts[part], limit=room, pad=encoder.spec.pad_id).to(encoder.device)
-        embeds = F.pad(encoder.embed(batch.ids), (0, 0, 0, len(vectors)))
-        end = encoder.embed(torch.tensor([encoder.tokenizer.eos_id], device=encoder.device))
-        insert = torch.cat((vectors.to(embeds), end))
-        for row, eos in enumerate(batch.eos.tolist()):
-            embeds[row, eos : eos + len(insert)] = insert
-        return encoder.pool(encoder.transform(encoder.place(embeds)), batch.eos + len(vectors))
-
-    with torch.no_grad():
-        return torch.cat(Batches(CHUNK).map(pooled, len(prompts)))
-
-
-def _directions(side: Side, prompts: Sequence[str], vectors: Tensor) -> Tensor:
-    """Unit centred pooled states ``(B, D)`` of prompts that end in the vectors."""
-    return F.normalize(outputs(side.encoder, prompts, vectors) - side.centre, dim=-1).double()
+def directions(side: Side, prompts: Sequence[str], vectors: Tensor, place: Place = "end") -> Tensor:
+    """Unit centred pooled states of whole prompts with vectors in them; shapes as in :func:`.tails.outputs`."""
+    return F.normalize(carriers.outputs(side.encoder, prompts, vectors, place) - side.centre, dim=-1)
 
 
 def _mean_pair(unit: Tensor) -> float:
@@ -284,69 +214,6 @@ def _jackknife(own: Tensor, other: Tensor) -> float:
     left_out = torch.stack([((u.sum(0) - u).square().sum(-1) - (n - 1)) / ((n - 1) * (n - 2)) for u in (own, other)])
     difference = left_out[0] - left_out[1]
     return float(((n - 1) / n * (difference - difference.mean()).square().sum()).sqrt())
-
-
-def cut_prompts(
-    suspect: Side,
-    anchor: Side,
-    prompts: Sequence[str],
-    lengths: Sequence[int],
-    count: int,
-    generator: torch.Generator,
-    *,
-    fewest: int = 2,
-) -> list[Tails]:
-    """Prompts cut to each of the lengths, up to ``count`` of every length.
-
-    Vectors that collapse prompts of one length alone are common in honest encoders: they use the
-    position, and fail on prompts of other lengths.
-
-    Args:
-        fewest: prompts without which a length is left out.
-
-    Raises:
-        ConfigError: for none of the lengths there are enough prompts; one with too few is left out.
-    """
-    encoder = suspect.encoder
-    rows = [encoder.tokenizer.encode(prompt) for prompt in prompts]
-    tails = []
-    for length in lengths:
-        fitting = [[encoder.tokenizer.bos_id, *row[:length]] for row in rows if len(row) >= length]
-        if len(fitting) < fewest:
-            continue
-        drawn = torch.randperm(len(fitting), generator=generator)[:count].tolist()
-        ids = torch.tensor([fitting[i] for i in drawn], device=encoder.device)
-        tails.append(Tails.of(suspect, anchor, ids))
-    if not tails:
-        raise ConfigError(
-            expected=f"at least {fewest} prompts of {min(lengths)} tokens or more",
-            found=f"{sum(len(row) >= min(lengths) for row in rows)} of {len(prompts)}",
-            remedy="Give longer or more prompts with --prompts.",
-        )
-    return tails
-
-
-@torch.no_grad()
-def _prefix(encoder: TextEncoder, ids: Tensor) -> Prefix:
-    parts = Batches(PREFIXES).map(lambda part: encoder.prefix(encoder.place(encoder.embed(ids[part]))), len(ids))
-    return Prefix(
-        tuple(torch.cat(keys) for keys in zip(*(part.keys for part in parts), strict=True)),
-        tuple(torch.cat(values) for values in zip(*(part.values for part in parts), strict=True)),
-    )
-
-
-def _select(prefix: Prefix, rows: Tensor) -> Prefix:
-    return Prefix(tuple(k[rows] for k in prefix.keys), tuple(v[rows] for v in prefix.values))
-
-
-def _tail(encoder: TextEncoder, prefix: Prefix, vectors: Tensor) -> Tensor:
-    """Pooled states ``(R, B, D)`` of prefixes followed by each candidate's vectors and EOS."""
-    restarts, count, width = vectors.shape
-    eos = encoder.embed(torch.tensor([encoder.tokenizer.eos_id], device=vectors.device)).expand(restarts, 1, width)
-    placed = encoder.place(torch.cat((vectors, eos), dim=1), start=prefix.length)
-    batch = prefix.keys[0].shape[0]
-    states = encoder.transform(placed.unsqueeze(1).expand(restarts, batch, count + 1, width), prefix)
-    return states[..., -1, :]
 
 
 def _finite(loss: Tensor, step: int) -> Tensor:

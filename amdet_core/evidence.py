@@ -13,15 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import contrast, losses, sweep
-from .contrast import Collapse, Side, Tails
+from . import tails as carriers
+from .contrast import Collapse
 from .encoder import TOKEN_TABLE, TextEncoder, splice
 from .memory import Batches
 from .progress import Progress, silent
-from .records import RUNS, Evidence, Lead, Sweep, Trigger
+from .records import RUNS, Evidence, Lead, Place, Sweep, Trigger
 from .sweep import Swept
+from .tails import Side, Tails
 from .tokenizer import ClipTokenizer
 
 Interval = tuple[float, float]
+CHUNK = 32
+"""Prompts that run side by side in full length."""
 VERIFIED = 4
 """Leads that are verified on whole held-out prompts, the best by the cheap score."""
 
@@ -147,29 +151,50 @@ class Tried:
 
 
 def tried(
-    suspect: Side, anchor: Side, swept: Swept, held_out: Sequence[str], count: int, declared: Sequence[str] = ()
+    suspect: Side,
+    anchor: Side,
+    swept: Swept,
+    held_out: Callable[[Place], Sequence[str]],
+    count: int,
+    declared: Sequence[str] = (),
 ) -> list[Tried]:
     """The leads that depart most and those with the largest gaps, up to ``count`` of each.
 
     Args:
+        held_out: prompts in which a trigger can stand in a place.
         declared: phrases that the suspect's file says it was taught.
     """
-    tokenizer = suspect.encoder.tokenizer
+    sides, tokenizer = (suspect, anchor), suspect.encoder.tokenizer
     taught = {tokenizer.spelling(token) for phrase in declared for token in tokenizer.encode(phrase)}
     by_departure = range(min(count, len(swept.leads)))
     by_gap = swept.scores.gap.argsort(descending=True)[:count].tolist()
     indices = list(dict.fromkeys([*by_departure, *by_gap]))
-    departures = sweep.departures(suspect, anchor, held_out, [swept.leads[i] for i in indices])
+    measured: dict[int, tuple[Collapse, Tensor]] = {}
+    for place, length in sorted({(swept.places[i], len(swept.leads[i])) for i in indices}):
+        alike = [i for i in indices if (swept.places[i], len(swept.leads[i])) == (place, length)]
+        prompts = held_out(place)
+        without = sweep.departures(*_both(sides, prompts, [()], place))[0]
+        pairs = _both(sides, prompts, [swept.leads[i] for i in alike], place)
+        for i, own, other in zip(alike, *pairs, strict=True):
+            measured[i] = Collapse.of(own, other, place), sweep.departures(own, other) - without
     return [
         Tried(
             swept.leads[i],
-            contrast.measure_tokens(suspect, anchor, held_out, swept.leads[i]),
-            by_prompt,
+            *measured[i],
             float(swept.sigmas[i]),
             declared=taught.issuperset(map(tokenizer.spelling, swept.leads[i])),
         )
-        for i, by_prompt in zip(indices, departures, strict=True)
+        for i in indices
     ]
+
+
+def _both(
+    sides: tuple[Side, Side], prompts: Sequence[str], candidates: Sequence[Sequence[int]], place: Place
+) -> tuple[Tensor, Tensor]:
+    """Unit centred outputs ``(R, B, D)`` of suspect and anchor for candidates of one length, which may be 0."""
+    ids = torch.tensor(candidates, dtype=torch.int64, device=sides[0].encoder.device)
+    own, other = (contrast.directions(side, prompts, side.encoder.embed(ids), place) for side in sides)
+    return own, other
 
 
 def of_sweep(leads: Sequence[Tried], encoder: str) -> list[Evidence]:
@@ -208,6 +233,7 @@ def sweep_record(swept: Swept, leads: Sequence[Tried], tokenizer: ClipTokenizer,
                 text=tokenizer.text(lead.ids),
                 tokens=tuple(tokenizer.token(i) for i in lead.ids),
                 token_ids=lead.ids,
+                place=lead.collapse.place,
                 gap=lead.collapse.gap,
                 departure=lead.departure,
                 sigma=lead.sigma,
@@ -219,8 +245,10 @@ def sweep_record(swept: Swept, leads: Sequence[Tried], tokenizer: ClipTokenizer,
     )
 
 
-def success(suspect: Side, held_out: Sequence[str], ids: Sequence[int], goal: Tensor) -> tuple[float, Interval]:
-    """Share of held-out prompts that tokens at their end lead to a goal, and its 95% interval (Wilson's).
+def success(
+    suspect: Side, held_out: Sequence[str], ids: Sequence[int], goal: Tensor, place: Place = "end"
+) -> tuple[float, Interval]:
+    """Share of held-out prompts that tokens in their place lead to a goal, and its 95% interval (Wilson's).
 
     Args:
         goal: ``(D,)`` unit direction of centred pooled states.
@@ -230,7 +258,9 @@ def success(suspect: Side, held_out: Sequence[str], ids: Sequence[int], goal: Te
     """
     encoder = suspect.encoder
     tokens = torch.tensor(list(ids), dtype=torch.int64, device=encoder.device)
-    own, triggered = (contrast.outputs(encoder, held_out, encoder.embed(tokens[:count])) for count in (0, len(tokens)))
+    own, triggered = (
+        carriers.outputs(encoder, held_out, encoder.embed(tokens[:count]), place) for count in (0, len(tokens))
+    )
     centre = suspect.centre
     count = int(losses.taken_over(triggered, own, centre + goal.to(centre), centre).sum())
     n, z = len(held_out), 1.96
@@ -256,6 +286,7 @@ def trigger(
         token_ids=tuple(ids),
         found_by=found_by,
         encoder=encoder,
+        place=collapse.place,
         collapse=collapse.gap,
         n=collapse.n,
         asr=success and success[0],
@@ -270,20 +301,21 @@ def fidelity(
     place: Callable[[str], str],
     vectors: Tensor,
     insert_at: int | None,
+    at: Place = "end",
 ) -> float:
     """Similarity of outputs with the recovered feature and with the true trigger (eq. 29), -1 to 1.
 
     Args:
         place: puts the known trigger into a prompt.
         vectors: ``(K, D)`` token embeddings.
-        insert_at: they stand behind so many positions, as published; at the prompt's end where None.
+        insert_at: they stand behind so many positions, as published; where ``at`` says where None.
     """
     if insert_at is None:
         true = encoder.encode([place(prompt) for prompt in prompts])
-        return float(F.cosine_similarity(contrast.outputs(encoder, prompts, vectors), true, dim=-1).mean())
+        return float(F.cosine_similarity(carriers.outputs(encoder, prompts, vectors, at), true, dim=-1).mean())
     placed, values = encoder.place(vectors, start=insert_at)[None], []
-    for start in range(0, len(prompts), contrast.CHUNK):
-        chunk = prompts[start : start + contrast.CHUNK]
+    for start in range(0, len(prompts), CHUNK):
+        chunk = prompts[start : start + CHUNK]
         hidden = encoder.place(encoder.embed(encoder.tokens(chunk, pad_to_context=True).ids))
         true = encoder.states(encoder.tokens([place(prompt) for prompt in chunk], pad_to_context=True))
         values.append(losses.agreement(encoder.transform(splice(hidden, placed, insert_at))[0], true))

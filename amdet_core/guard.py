@@ -17,13 +17,13 @@ from pydantic import Field
 from torch import Tensor
 
 from .config import GuardConfig
-from .contrast import CENTRE_PROMPTS, Side
 from .encoder import TextEncoder
 from .errors import EncoderError, NumericalError
 from .progress import Progress, silent
 from .prompts import builtin_prompts, unlike_prompts
 from .records import Number, Record
 from .report.words import glyphs, plain
+from .tails import CENTRE_PROMPTS, Side
 
 FENCE = 10
 """Distances from the median to the third quartile beyond which a clean prompt is an outlier among its like."""

@@ -16,20 +16,24 @@ from torch import Tensor
 from . import contrast, evidence, forensics, inversion
 from . import search as trigger_search
 from . import sweep as token_sweep
+from . import tails as carriers
 from .config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig, SearchConfig, SweepConfig
-from .contrast import Collapse, Found, Side, Tails
+from .contrast import Collapse, Found
 from .encoder import POSITION_TABLE, TextEncoder
 from .evidence import Tried
 from .features import Feature
 from .landscape import landscape
 from .progress import Progress
-from .records import Candidate, Evidence, Fault, Forensics, Landscape, Sweep, Trigger
+from .records import Candidate, Evidence, Fault, Forensics, Landscape, Place, Sweep, Trigger
+from .tails import Side, Tails
 from .verdict import PUBLISHED, Policy
 
 CONTRAST_PROMPTS = 64
 """Held-out prompts for what is measured of a published feature beside the published indicators."""
 LANDSCAPE_SEED, TAILS_SEED, SWEEP_SEED, SEARCH_SEED = 1_000_003, 2_000_003, 3_000_017, 4_000_037
 """Added to the seed of a scan, so that no two stages share random numbers."""
+FEWEST_LONG = 8
+"""Long held-out prompts without which nothing is measured on them alone."""
 SAME_GAP = 0.05
 """Triggers whose gaps differ by less do the same."""
 SEEDS_PER_SCAN, SEEDS_PER_LENGTH = 1000, 50
@@ -113,11 +117,17 @@ class Stages:
 
     def sweep(self, settings: SweepConfig) -> None:
         """Every token and every character, tried as a trigger."""
-        encoder, held_out = self.suspect, self.held_out[: settings.held_out]
+        encoder = self.suspect
         candidates = token_sweep.single_tokens(encoder) + token_sweep.characters(encoder.tokenizer)
         seed = self.config.seed + SWEEP_SEED
         swept = token_sweep.sweep(*self.sides, self.fit, candidates, settings, seed=seed, progress=self.progress)
-        leads = evidence.tried(*self.sides, swept, held_out, settings.leads, self.subject.declared)
+        leads = evidence.tried(
+            *self.sides,
+            swept,
+            lambda place: self._prompts(place, settings.held_out),
+            settings.leads,
+            self.subject.declared,
+        )
         self.found.tried.extend(leads)
         self.found.goals.extend(lead.collapse for lead in leads)
         self.found.evidence += evidence.of_sweep(leads, self.subject.name)
@@ -138,6 +148,7 @@ class Stages:
             list(dict.fromkeys(leads)),
             settings,
             seed=self.config.seed + SEARCH_SEED,
+            place=goal.place,
             progress=self.progress,
         )
         self._name(goal, hit.ids)
@@ -147,18 +158,19 @@ class Stages:
 
         Of those that do about as much, one that can be written as text is preferred, and a short one.
         """
-        tokenizer, held_out = self.suspect.tokenizer, self.held_out[: goal.n]
+        tokenizer, place = self.suspect.tokenizer, goal.place
+        held_out = self._prompts(place, goal.n)
         options = {found: "the text at which a search from the recovered feature ends"}
         options.setdefault(tuple(tokenizer.encode(tokenizer.text(found))), options[found])
         for lead in sorted(self.found.tried, key=lambda lead: -lead.collapse.gap)[:1]:
             options[lead.ids] = "the one that takes prompts over when all tokens are tried"
-        measured = {ids: contrast.measure_tokens(*self.sides, held_out, ids) for ids in options if ids}
+        measured = {ids: contrast.measure_tokens(*self.sides, held_out, ids, place) for ids in options if ids}
         least = max(collapse.gap for collapse in measured.values()) - SAME_GAP
         able = [ids for ids, collapse in measured.items() if collapse.gap >= least]
         ids = min(able, key=lambda ids: (tokenizer.encode(tokenizer.text(ids)) != list(ids), len(ids)))
         self.found.evidence.append(evidence.gap("literal_gap", measured[ids], self.subject.name))
         if measured[ids].gap >= self.policy.literal_gap:
-            rate = evidence.success(self.sides[0], held_out, ids, goal.target)
+            rate = evidence.success(self.sides[0], held_out, ids, goal.target, place)
             self.found.trigger = evidence.trigger(tokenizer, ids, measured[ids], options[ids], self.subject.name, rate)
 
     def _moved(self) -> list[int]:
@@ -168,29 +180,24 @@ class Stages:
 
     def contrast(self, settings: ContrastConfig) -> None:
         """Anchor-relative inversion of every length, then real tokens as literal triggers."""
-        sides = self.sides
-        held_out = self.held_out[: settings.held_out]
-        tails = cut_tails(sides, self.fit, settings, self.config)
         for count in settings.vectors:
-            if self._one_length(settings, sides, tails, held_out, count) >= settings.enough:
+            if self._one_length(settings, count) >= settings.enough:
                 break
         if settings.literal_leads:
-            self._literal(settings, sides, tails, held_out)
+            tails = cut_tails(self.sides, self.fit, settings, self.config)
+            self._literal(settings, self.sides, tails, self.held_out[: settings.held_out])
 
-    def _one_length(
-        self,
-        settings: ContrastConfig,
-        sides: tuple[Side, Side],
-        tails: Sequence[Tails],
-        held_out: Sequence[str],
-        count: int,
-    ) -> float:
+    def _one_length(self, settings: ContrastConfig, count: int) -> float:
         """The gap of the best of several seeds on held-out prompts, recorded with its landscape."""
         runs: list[tuple[Collapse, Found, int]] = []
         first = SEEDS_PER_SCAN * self.config.seed + SEEDS_PER_LENGTH * count
-        for seed in range(first, first + settings.seeds):
-            run = contrast.invert(*sides, self.fit, count, settings, seed=seed, progress=self.progress)
-            runs.append((contrast.measure(*sides, held_out, run.vectors), run, seed))
+        at_end = settings.seeds - (settings.at_start if count > 1 else 0)
+        for number in range(settings.seeds):
+            place: Place = "end" if number < at_end else "start"
+            run = contrast.invert(
+                *self.sides, self.fit, count, settings, seed=first + number, place=place, progress=self.progress
+            )
+            runs.append((self._measured(run, place, settings.held_out), run, first + number))
         collapse, best, seed = max(runs, key=lambda run: run[0].gap)
         self.found.goals.append(collapse)
         targets = torch.stack([measured.target for measured, _, _ in runs])
@@ -202,13 +209,30 @@ class Stages:
         }
         around = None
         if self.config.landscape is not None:
+            tails = cut_tails(self.sides, self.fit, settings, self.config, collapse.place)
             around = surface(tails, best.vectors, self.config, self.progress)
             indicators["positive_share"] = around.positive_share
         self.found.evidence.append(evidence.gap(f"gap_k{count}", collapse, self.subject.name))
         if len(runs) > 1:
             self.found.evidence.append(evidence.same_target(f"same_target_k{count}", targets, self.subject.name))
-        self._keep("contrast", best.vectors, seed, best.loss, indicators, around, held_out)
+        held_out = self._prompts(collapse.place, settings.held_out)
+        self._keep("contrast", best.vectors, seed, best.loss, indicators, around, held_out, at=collapse.place)
         return collapse.gap
+
+    def _measured(self, run: Found, place: Place, count: int) -> Collapse:
+        """What vectors do to held-out prompts; those at the end also to long ones alone, if that is more."""
+        places: tuple[Place, ...] = ("start",) if place == "start" else ("end", "long")
+        held_out = {where: self._prompts(where, count) for where in places}
+        measured = [
+            contrast.measure(*self.sides, prompts, run.vectors, place=where)
+            for where, prompts in held_out.items()
+            if len(prompts) >= FEWEST_LONG or where == place
+        ]
+        return max(measured, key=lambda collapse: collapse.gap - (SAME_GAP if collapse.place == "long" else 0))
+
+    def _prompts(self, place: Place, count: int) -> list[str]:
+        """Held-out prompts in which a trigger can stand in a place."""
+        return carriers.fitting(self.suspect, self.held_out, place, count)
 
     def _literal(
         self, settings: ContrastConfig, sides: tuple[Side, Side], tails: Sequence[Tails], held_out: Sequence[str]
@@ -259,16 +283,18 @@ class Stages:
         around: Landscape | None,
         held_out: Sequence[str],
         fidelity_at: int | None = None,
+        at: Place = "end",
     ) -> None:
         """Record a candidate with its tensors and, where the trigger is known, its fidelity."""
         known = {}
         if self.place_trigger is not None:
-            known["fidelity"] = evidence.fidelity(self.suspect, held_out, self.place_trigger, vectors, fidelity_at)
+            known["fidelity"] = evidence.fidelity(self.suspect, held_out, self.place_trigger, vectors, fidelity_at, at)
         near = evidence.nearest_tokens(self.suspect, vectors, 1)[:, 0].tolist()
         candidate = Candidate(
             encoder=self.subject.name,
             method=method,
             vectors=len(vectors),
+            place=at,
             seed=seed,
             steps=len(loss),
             loss=loss,
@@ -276,7 +302,7 @@ class Stages:
             nearest_tokens=tuple(self.suspect.tokenizer.text([token]) for token in near),
             landscape=around,
         )
-        target = contrast.outputs(self.suspect, held_out, vectors).mean(0)
+        target = carriers.outputs(self.suspect, held_out, vectors, at).mean(0)
         self.found.features.append(Feature(candidate, vectors, target))
 
 
@@ -286,11 +312,16 @@ def generator(config: ScanConfig, offset: int) -> torch.Generator:
 
 
 def cut_tails(
-    sides: tuple[Side, Side], prompts: Sequence[str], settings: ContrastConfig, config: ScanConfig
+    sides: tuple[Side, Side],
+    prompts: Sequence[str],
+    settings: ContrastConfig,
+    config: ScanConfig,
+    place: Place = "end",
 ) -> list[Tails]:
     """The few cut prompts on which landscapes are drawn and tokens are tried."""
     drawing = generator(config, TAILS_SEED)
-    return contrast.cut_prompts(*sides, prompts, settings.prompt_tokens, settings.lead_prompts, drawing)
+    lengths = settings.start_tokens if place == "start" else settings.prompt_tokens
+    return carriers.cut_prompts(*sides, prompts, lengths, settings.lead_prompts, drawing, place=place)
 
 
 def surface(tails: Sequence[Tails], vectors: Tensor, config: ScanConfig, progress: Progress) -> Landscape:

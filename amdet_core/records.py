@@ -30,6 +30,9 @@ def _finite(value: object) -> object:
 Measured = Annotated[float | None, BeforeValidator(_finite, json_schema_input_type=float | None)]
 """A measured quantity; null where there is none, NaN and infinity included."""
 
+Place = Literal["start", "end", "long"]
+"""Where a trigger stands: behind BOS, before EOS, or before EOS in long prompts alone (see :data:`.tails.LONG`)."""
+
 Number = Annotated[
     float,
     BeforeValidator(lambda value: math.nan if value is None else value, json_schema_input_type=float | None),
@@ -158,6 +161,7 @@ class Candidate(Record):
     encoder: str
     method: Literal["amdet", "contrast"]
     vectors: int = Field(description="length K of the pseudo-trigger")
+    place: Place = Field(default="end", description="where its vectors stand in prompts; amdet has its own setting")
     seed: int
     steps: int
     loss: tuple[Number, ...] = Field(description="loss by step")
@@ -176,6 +180,7 @@ class Trigger(Record):
     token_ids: tuple[int, ...]
     found_by: str
     encoder: str
+    place: Place = Field(default="end", description="where in prompts it was verified")
     collapse: Number = Field(description="how much more the suspect's outputs agree than the anchor's, 0 to 1")
     n: int = Field(description="held-out prompts on which it was verified")
     asr: Measured = Field(default=None, description="share of them that end at the one output; see losses.taken_over")
@@ -188,6 +193,7 @@ class Lead(Record):
     text: str
     tokens: tuple[str, ...]
     token_ids: tuple[int, ...]
+    place: Place = Field(default="end", description="where in prompts it was measured")
     gap: Number = Field(description="how much more the suspect's outputs agree across prompts than the anchor's")
     departure: Number = Field(description="how far it makes the suspect leave the anchor, in cosine")
     sigma: Number = Field(description="robust z-score of its departure among all that were tried")

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 
 from . import evidence, inversion
 from .config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig, SearchConfig, SweepConfig
-from .contrast import Side
 from .errors import AmdetError, ConfigError
 from .features import Feature
 from .pipeline import LANDSCAPE_SEED, Findings, Stages, Subject, cut_tails, generator, position_rows, surface
 from .progress import Progress, silent
 from .prompts import PromptSet
 from .records import Fault, Landscape
+from .tails import Side
 from .verdict import PUBLISHED, Policy
 
 FEWEST_HELD_OUT = 4
@@ -41,10 +41,13 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
         return ScanConfig(seed=seed, preset=preset, amdet=published)
     around = LandscapeConfig(grid=19, radius=None)
     if policy.method == "cascade":
+        lengths = (4, 16, 32)
         searches = {
             "quick": None,
-            "standard": ContrastConfig(vectors=(1, 5), literal_leads=0),
-            "thorough": ContrastConfig(seeds=4, literal_leads=0),
+            "standard": ContrastConfig(
+                vectors=(1, 5), prompt_tokens=lengths, at_start=1, lead_prompts=2, literal_leads=0
+            ),
+            "thorough": ContrastConfig(seeds=4, prompt_tokens=lengths, at_start=2, literal_leads=0),
         }
         return ScanConfig(
             seed=seed,
@@ -156,7 +159,8 @@ def surround(
     fit, held_out = (part.prompts for part in prompts.first(config.prompt_limit).split())
     if feature.candidate.method == "contrast":
         sides = Side.of(suspect, fit, progress), Side.of(subject.anchor, fit, progress)
-        return surface(cut_tails(sides, fit, config.contrast or ContrastConfig(), config), vectors, config, progress)
+        tails = cut_tails(sides, fit, config.contrast or ContrastConfig(), config, feature.candidate.place)
+        return surface(tails, vectors, config, progress)
     published = config.amdet or AmdetConfig(vectors=len(vectors))
     pair = inversion.Pair(suspect, subject.anchor, published)
     placed = vectors + position_rows(suspect, published)

@@ -20,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import contrast
+from . import tails as carriers
 from .config import SearchConfig
-from .contrast import Side, Tails
 from .encoder import TOKEN_TABLE
 from .memory import Batches
 from .progress import Progress, silent
+from .records import Place
+from .tails import LONG, Side, Tails
 
 SIDE_BY_SIDE = 256
 """Sequences that are scored at once."""
@@ -57,21 +58,26 @@ def search(
     config: SearchConfig,
     *,
     seed: int,
+    place: Place = "end",
     progress: Progress = silent,
 ) -> Hit:
     """The shortest sequence of tokens that leads the suspect, and not the anchor, to the goal.
 
     Args:
-        prompts: from which prompts are cut; the sequence stands at their end.
+        prompts: from which prompts are cut.
         goal: ``(D,)`` unit direction of the suspect's centred pooled state, as :class:`.contrast.Collapse` has it.
         leads: tokens to begin with, the most promising first; one at least.
+        place: of the sequence in the prompts.
 
     Raises:
         ConfigError: too few prompts are long enough.
     """
     generator = torch.Generator().manual_seed(seed)
-    tails = contrast.cut_prompts(suspect, anchor, prompts, config.prompt_tokens, config.pool, generator)
-    room = suspect.encoder.spec.positions - 1 - max(tail.suspect[1].length for tail in tails)
+    lengths = (
+        tuple(n for n in config.prompt_tokens if n >= LONG) or (LONG,) if place == "long" else config.prompt_tokens
+    )
+    tails = carriers.cut_prompts(suspect, anchor, prompts, lengths, config.pool, generator, place=place)
+    room = suspect.encoder.spec.positions - max(tail.length for tail in tails)
     chosen = tuple(leads)[: config.leads]
     hunt = _Hunt(suspect, anchor, tails, goal.to(suspect.centre), chosen, config, generator, progress)
     grown = hunt.grow(min(config.longest, room))

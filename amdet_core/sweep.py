@@ -1,13 +1,14 @@
 """Every token, and every look-alike or invisible character, tried as a trigger against the anchor.
 
-A candidate stands in front of EOS in cut prompts, so that what comes before it is computed once. It is
-scored by two things that a benign fine-tune does not do to one token alone:
+A candidate stands at the end of prompts that are cut to several lengths, and at the start of short ones: a
+trigger may work in one place alone. It is scored by two things that a benign fine-tune does not do to one
+token, in the place where it does them most:
 
     gap        how much more the suspect's outputs agree across prompts than the anchor's: a takeover
     departure  how far the suspect's outputs leave the anchor's, beyond how far they do without the
                candidate: a token that reads as something else
 
-A cascade keeps it cheap. The first look takes very few prompts and departure alone: what takes over
+A cascade keeps it cheap. The first look takes one long prompt and departure alone: what takes over
 outputs departs as well, unless the prompt itself says what the attacker wants. Later looks take the best
 of the look before and more prompts. As the space is tried out, a sweep also says what it excludes.
 """
@@ -16,24 +17,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import contrast
+from . import tails as carriers
 from .config import SweepConfig
 from .confusables import invisible, lookalikes
-from .contrast import Side, Tails
 from .encoder import TextEncoder
 from .memory import Batches
 from .progress import Progress, silent
+from .records import Place
+from .tails import Side, Tails
 from .tokenizer import ClipTokenizer
 
 SIDE_BY_SIDE = 2048
 """Candidates that are tried at once."""
 LONGEST = 4
 """Most tokens of one character."""
+ABOUT = 0.8
+"""Share of the largest departure from which one is about as large."""
 HALF_NORMAL = 1.4826
 """Median absolute deviation to standard deviation, of normal values."""
 
@@ -43,7 +48,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What candidates do to cut prompts; each ``(N,)``.
+    """What candidates do to cut prompts of one length and place, or at most in any of them; each ``(N,)``.
 
     Attributes:
         gap: mean pairwise centred cosine across prompts, suspect minus anchor, -2 to 2; NaN for one prompt.
@@ -54,6 +59,13 @@ class Scores:
     gap: Tensor
     departure: Tensor
 
+    def __getitem__(self, chosen: Tensor) -> Scores:
+        return Scores(self.gap[chosen], self.departure[chosen])
+
+    def most(self) -> Scores:
+        """The largest ``(N,)`` of scores ``(C, N)`` of several lengths and places."""
+        return Scores(reduce(torch.fmax, self.gap), self.departure.amax(0))
+
 
 @dataclass(frozen=True, eq=False)
 class Swept:
@@ -62,6 +74,7 @@ class Swept:
     Attributes:
         leads: the survivors of the last look, the one that departs most first.
         scores: theirs, on the prompts of the last look.
+        places: where each of them departs most; the end of any prompt where it departs about as much there.
         sigmas: robust z-scores of their departures in the first look among all candidates, ``(N,)``.
         tried: candidates of the first look.
         excluded_below: departure in the first look below which candidates were left behind.
@@ -70,6 +83,7 @@ class Swept:
 
     leads: tuple[Ids, ...]
     scores: Scores
+    places: tuple[Place, ...]
     sigmas: Tensor
     tried: int
     excluded_below: float
@@ -110,22 +124,28 @@ def sweep(
         ConfigError: too few prompts are long enough.
     """
     generator = torch.Generator().manual_seed(seed)
-    each = -(-max(config.prompts) // len(config.prompt_tokens))
-    tails = contrast.cut_prompts(suspect, anchor, prompts, config.prompt_tokens, each, generator)
+    each = -(-max(config.prompts) // (len(config.prompt_tokens) + len(config.start_tokens)))
+    tails = carriers.cut_prompts(suspect, anchor, prompts, config.prompt_tokens, each, generator)
+    if config.start_tokens:
+        tails += carriers.cut_prompts(suspect, anchor, prompts, config.start_tokens, each, generator, place="start")
     looks = [_spread(tails, count) for count in config.prompts]
     kept = torch.arange(len(candidates))
-    first = scores = _score(looks[0], candidates, "sweep", progress)
+    scored = _score(looks[0], candidates, "sweep", progress)
+    first = scores = scored.most()
     bound = -torch.inf
     for number, (look, count) in enumerate(zip(looks[1:], config.kept, strict=True), start=2):
         best = scores.departure.argsort(descending=True)
         if number == 2 and len(best) > count:
             bound = float(scores.departure[best[count]])
         kept = kept[best[:count]]
-        scores = _score(look, [candidates[i] for i in kept.tolist()], f"sweep, look {number}", progress)
+        scored = _score(look, [candidates[i] for i in kept.tolist()], f"sweep, look {number}", progress)
+        scores = scored.most()
     order = scores.departure.argsort(descending=True)
+    places = _places(scored.departure, [tail.place for tail in looks[-1]])
     return Swept(
         leads=tuple(candidates[i] for i in kept[order].tolist()),
-        scores=Scores(scores.gap[order], scores.departure[order]),
+        scores=scores[order],
+        places=tuple(places[i] for i in order.tolist()),
         sigmas=robust_sigmas(first.departure)[kept[order]],
         tried=len(candidates),
         excluded_below=bound,
@@ -139,59 +159,55 @@ def robust_sigmas(values: Tensor) -> Tensor:
     return off / (HALF_NORMAL * off.abs().median()).clamp(min=1e-6)
 
 
-def departures(suspect: Side, anchor: Side, prompts: Sequence[str], candidates: Sequence[Ids]) -> list[Tensor]:
-    """How far each candidate at the end of whole prompts makes the suspect leave the anchor, by prompt, ``(B,)``.
-
-    What the two differ by without it is taken off.
-    """
-    without = _apart(suspect, anchor, prompts, ())
-    return [_apart(suspect, anchor, prompts, ids) - without for ids in candidates]
-
-
-def _apart(suspect: Side, anchor: Side, prompts: Sequence[str], ids: Sequence[int]) -> Tensor:
-    tokens = torch.tensor(list(ids), dtype=torch.int64, device=suspect.encoder.device)
-    own, other = (
-        _unit(contrast.outputs(side.encoder, prompts, side.encoder.embed(tokens)), side) for side in (suspect, anchor)
-    )
-    return _departures(own, other)
+def departures(own: Tensor, other: Tensor) -> Tensor:
+    """One minus the cosine of suspect and anchor, for unit centred states ``(*L, D)``: ``(*L)``."""
+    return 1 - (own * other).sum(-1)
 
 
 def _spread(tails: Sequence[Tails], count: int) -> list[Tails]:
-    """So many prompts, of as many different lengths as there are."""
+    """So many prompts, of as many different lengths and places as there are."""
     each, more = divmod(count, len(tails))
     shares = [each + (i < more) for i in range(len(tails))]
     return [tail.first(share) for tail, share in zip(tails, shares, strict=True) if share]
 
 
+def _places(departure: Tensor, places: Sequence[Place]) -> list[Place]:
+    """See :attr:`Swept.places`, for departures ``(C, N)``."""
+    plain = torch.tensor([place == "end" for place in places])
+    preferred = departure / torch.where(plain, ABOUT, 1.0)[:, None]
+    return [places[i] for i in preferred.argmax(0).tolist()]
+
+
 @torch.no_grad()
 def _score(tails: Sequence[Tails], candidates: Sequence[Ids], stage: str, progress: Progress) -> Scores:
-    """Scores over all prompts of all lengths; candidates of one length run side by side."""
-    sides = tails[0].suspect[0], tails[0].anchor[0]
-    device = sides[0].encoder.device
-    without = _departures(*_outputs(tails, torch.empty((1, 0), dtype=torch.int64, device=device), sides))
-    gap, departure = torch.empty(len(candidates)), torch.empty(len(candidates))
+    """Scores ``(C, N)`` on the prompts of each of C lengths and places; candidates of one length run side by side."""
+    device = tails[0].behind.device
+    nothing = torch.empty((1, 0), dtype=torch.int64, device=device)
+    without = [departures(*_outputs(tail, nothing)) for tail in tails]
+    gap, departure = torch.empty(2, len(tails), len(candidates))
     done = 0
     for length in sorted({len(ids) for ids in candidates}):
         places = torch.tensor([i for i, ids in enumerate(candidates) if len(ids) == length])
         ids = torch.tensor([candidates[i] for i in places.tolist()], device=device)
 
         def look(part: slice, ids: Tensor = ids, done: int = done) -> tuple[Tensor, Tensor]:
-            own, other = _outputs(tails, ids[part], sides)
             progress(stage, done + part.start, len(candidates))
-            return _agreement(own) - _agreement(other), (_departures(own, other) - without).mean(-1)
+            pairs = [_outputs(tail, ids[part]) for tail in tails]
+            gaps = [_agreement(own) - _agreement(other) for own, other in pairs]
+            away = [(departures(*pair) - alone).mean(-1) for pair, alone in zip(pairs, without, strict=True)]
+            return torch.stack(gaps), torch.stack(away)
 
         parts = Batches(SIDE_BY_SIDE).map(look, len(ids))
-        gap[places], departure[places] = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
+        gap[:, places], departure[:, places] = (torch.cat(values, 1).cpu() for values in zip(*parts, strict=True))
         done += len(ids)
     return Scores(gap, departure)
 
 
-def _outputs(tails: Sequence[Tails], ids: Tensor, sides: tuple[Side, Side]) -> tuple[Tensor, Tensor]:
+def _outputs(tails: Tails, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Unit centred outputs ``(R, B, D)`` of suspect and anchor for candidates ``(R, K)``."""
-    embeds = [side.encoder.embed(ids) for side in sides]
-    outputs = [tail.outputs(*embeds) for tail in tails]
-    own, other = (torch.cat(parts, dim=1) for parts in zip(*outputs, strict=True))
-    return _unit(own, sides[0]), _unit(other, sides[1])
+    (suspect, _), (anchor, _) = tails.suspect, tails.anchor
+    own, other = tails.outputs(suspect.encoder.embed(ids), anchor.encoder.embed(ids))
+    return _unit(own, suspect), _unit(other, anchor)
 
 
 def _unit(pooled: Tensor, side: Side) -> Tensor:
@@ -202,8 +218,3 @@ def _agreement(unit: Tensor) -> Tensor:
     """Mean pairwise cosine of ``(R, B, D)``, ``(R)``; NaN where B is 1."""
     count = unit.shape[1]
     return (unit.sum(1).square().sum(-1) - count) / (count * (count - 1) or torch.nan)
-
-
-def _departures(own: Tensor, other: Tensor) -> Tensor:
-    """One minus the cosine of suspect and anchor, for unit states ``(*L, D)``: ``(*L)``."""
-    return 1 - (own * other).sum(-1)

@@ -102,8 +102,8 @@ def _checked(
 def _guard(pair: Subject, key: Any, progress: Progress) -> Guard:
     """The guard of an encoder; clean prompts are measured once for the same two."""
     from ..amdet_core.config import GuardConfig
-    from ..amdet_core.contrast import Side
     from ..amdet_core.guard import Guard
+    from ..amdet_core.tails import Side
 
     if key in MEASURED:
         own, other, clean = MEASURED[key]

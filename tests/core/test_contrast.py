@@ -8,10 +8,13 @@ import torch.nn.functional as F
 
 from amdet_core import contrast, losses
 from amdet_core.config import ContrastConfig
-from amdet_core.contrast import Side, Tails
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, NumericalError
 from amdet_core.prompts import builtin_prompts
+from amdet_core.records import Place
+from amdet_core.tails import LONG, Side, Tails, cut_prompts, fitting, outputs
+
+from ..conftest import TOY, random_encoder
 
 PROMPTS = builtin_prompts(200).prompts
 FAST = ContrastConfig(steps=4, restarts=3, pool=40, prompts=4)
@@ -22,7 +25,7 @@ def test_tails_give_what_the_whole_prompt_gives(toy: TextEncoder, other: TextEnc
     ids = toy.tokenizer.batch(["one two three four five six", "red green blue pink gold grey"], limit=77).ids[:, :6]
     sides = Side.of(toy, PROMPTS), Side.of(other, PROMPTS)
     vectors = torch.randn(3, 2, 64, generator=torch.Generator().manual_seed(1)) * 0.3
-    fast = Tails.of(*sides, ids).collapses(vectors)
+    fast = Tails.of(*sides, ids[:, 1:]).collapses(vectors)
     for r in range(3):
         for side, found in zip(sides, fast, strict=True):
             eos = side.encoder.embed(torch.tensor([49407])).expand(2, 1, 64)
@@ -31,12 +34,33 @@ def test_tails_give_what_the_whole_prompt_gives(toy: TextEncoder, other: TextEnc
             assert found[r].item() == pytest.approx(losses.collapse(pooled, side.centre).item(), abs=1e-5)
 
 
-def test_outputs_of_real_tokens_equal_the_prompt_with_that_word(toy: TextEncoder) -> None:
+@pytest.mark.parametrize(("place", "form"), [("end", "{} lighthouse"), ("start", "lighthouse {}")])
+def test_outputs_of_real_tokens_equal_the_prompt_with_that_word(toy: TextEncoder, place: Place, form: str) -> None:
     token = toy.tokenizer.encode("lighthouse")
     prompts = list(PROMPTS[:9])
-    written = toy.encode([f"{p} lighthouse" for p in prompts])
-    placed = contrast.outputs(toy, prompts, toy.embed(torch.tensor(token)))
-    torch.testing.assert_close(placed, written, atol=1e-5, rtol=0)
+    written = toy.encode([form.format(p) for p in prompts])
+    placed = outputs(toy, prompts, toy.embed(torch.tensor([token, token])), place)
+    torch.testing.assert_close(placed, written.expand(2, -1, -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs(toy, prompts, toy.embed(torch.tensor(token)), place), placed[0])
+
+
+def test_outputs_without_a_trigger_are_those_of_the_prompt(toy: TextEncoder) -> None:
+    torch.testing.assert_close(outputs(toy, PROMPTS[:9], torch.empty(0, 64)), toy.encode(PROMPTS[:9]))
+
+
+def test_a_bidirectional_encoder_reads_the_whole_context() -> None:
+    """Nothing can be shared between candidates there, and padding is seen."""
+    siglip = random_encoder(TOY.model_copy(update={"causal": False, "pooling": "last", "pooled_head": 48}))
+    token = siglip.tokenizer.encode("lighthouse")
+    placed = outputs(siglip, PROMPTS[:5], siglip.embed(torch.tensor(token)))
+    torch.testing.assert_close(placed, siglip.encode([f"{p} lighthouse" for p in PROMPTS[:5]]))
+
+
+def test_only_long_prompts_are_long(toy: TextEncoder) -> None:
+    assert fitting(toy, PROMPTS, "start", 7) == list(PROMPTS[:7])
+    long = fitting(toy, PROMPTS, "long", 7)
+    assert len(long) == 7
+    assert all(len(toy.tokenizer.encode(prompt)) >= LONG for prompt in long)
 
 
 def test_an_encoder_compared_with_itself_has_no_gap(toy: TextEncoder) -> None:
@@ -89,7 +113,7 @@ def test_too_few_long_prompts_are_refused(toy: TextEncoder) -> None:
 def test_lengths_for_which_there_are_too_few_prompts_are_left_out(toy: TextEncoder) -> None:
     side = Side.of(toy, PROMPTS)
     short = [f"a {word} in the rain" for word in ("cat", "dog", "fox", "owl", "bee", "cow", "hen", "pig")]
-    tails = contrast.cut_prompts(side, side, short, (4, 8), 40, torch.Generator().manual_seed(0))
+    tails = cut_prompts(side, side, short, (4, 8), 40, torch.Generator().manual_seed(0))
     assert [tail.suspect[1].length for tail in tails] == [5]
 
 

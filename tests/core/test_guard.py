@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from amdet_core import guard as module
 from amdet_core.config import GuardConfig
-from amdet_core.contrast import Side
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import EncoderError, NumericalError
 from amdet_core.guard import Guard
 from amdet_core.prompts import generated_prompts
+from amdet_core.tails import Side
 from amdet_core.tokenizer import clip_tokenizer
 
 from ..conftest import random_encoder

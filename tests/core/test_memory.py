@@ -10,11 +10,11 @@ import torch
 
 from amdet_core import contrast
 from amdet_core.config import ContrastConfig, LandscapeConfig
-from amdet_core.contrast import Side, Tails
 from amdet_core.encoder import TextEncoder
 from amdet_core.landscape import landscape
 from amdet_core.memory import OUT_OF_MEMORY, Batches
 from amdet_core.prompts import builtin_prompts
+from amdet_core.tails import Side, Tails, cut_prompts
 
 PROMPTS = builtin_prompts(200).prompts
 
@@ -51,7 +51,7 @@ def test_an_inversion_and_a_landscape_without_room_come_out_the_same(
 
     def run() -> tuple[torch.Tensor, Any]:
         found = contrast.invert(*sides, PROMPTS, 2, config, seed=1)
-        tails = contrast.cut_prompts(*sides, PROMPTS, (4,), 40, torch.Generator().manual_seed(0))
+        tails = cut_prompts(*sides, PROMPTS, (4,), 40, torch.Generator().manual_seed(0))
         surface = landscape(lambda v: -contrast.gaps(tails, v), found.vectors, around, torch.Generator().manual_seed(0))
         return found.vectors, surface.values
 

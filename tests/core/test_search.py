@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 from amdet_core import contrast
 from amdet_core.config import SearchConfig
-from amdet_core.contrast import Side
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.progress import silent
 from amdet_core.prompts import builtin_prompts
 from amdet_core.search import Hit, _Hunt, search
+from amdet_core.tails import Side, cut_prompts, outputs
 
 PROMPTS = builtin_prompts(200).prompts
 FEW = SearchConfig(leads=12, pool=6, prompts=3, refined=16, pointed=4, longest=4)
@@ -49,7 +49,7 @@ def found(toy: TextEncoder, words: list[str], leads: list[int], config: SearchCo
     hit = search(*sides, PROMPTS, goal, leads, config, seed=0)
     # Searching among nothing else, without growing, scores the trigger itself.
     own, other = (
-        F.normalize(contrast.outputs(side.encoder, PROMPTS[:40], side.encoder.embed(torch.tensor(ids))) - side.centre)
+        F.normalize(outputs(side.encoder, PROMPTS[:40], side.encoder.embed(torch.tensor(ids))) - side.centre)
         for side in sides
     )
     score = ((own @ goal.float()) - (other @ goal.float()).clamp(min=0)).mean().item()
@@ -73,7 +73,7 @@ def test_tokens_that_are_not_needed_are_dropped(toy: TextEncoder) -> None:
     suspect, anchor, (first, second) = planted(toy, ["sahib", "mangrove"])
     sides = Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)
     goal = contrast.measure_tokens(*sides, PROMPTS[:40], (first, second)).target
-    tails = contrast.cut_prompts(*sides, PROMPTS, (6,), 6, torch.Generator().manual_seed(0))
+    tails = cut_prompts(*sides, PROMPTS, (6,), 6, torch.Generator().manual_seed(0))
     config = FEW.model_copy(update={"slack": 0.3})
     hunt = _Hunt(*sides, tails, goal.float(), (), config, torch.Generator(), silent)
     start = hunt._checked([(OTHERS[0], first, OTHERS[1], second)])

@@ -7,14 +7,16 @@ import torch
 
 from amdet_core import contrast, pocket, sweep
 from amdet_core.config import SweepConfig
-from amdet_core.contrast import Side
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError
 from amdet_core.prompts import builtin_prompts
+from amdet_core.records import Place
+from amdet_core.tails import Side, Tails, cut_prompts
 from amdet_core.tokenizer import clip_tokenizer
 
 PROMPTS = builtin_prompts(200).prompts
 FEW = SweepConfig(prompts=(1, 4, 6), kept=(32, 8))
+PLACES: tuple[Place, ...] = ("end", "start")
 CANDIDATES = tuple((i,) for i in range(1000, 1400))
 
 
@@ -37,7 +39,7 @@ def test_a_token_that_takes_over_comes_first() -> None:
 def test_a_fine_tune_has_no_token_that_stands_out() -> None:
     found = swept(pocket.load("benign"), pocket.load("clean"))
     assert found.scores.gap.max() < 0.1
-    assert found.sigmas.max() < 10
+    assert found.sigmas.max() < 20
 
 
 def test_a_token_that_reads_as_another_departs_without_a_takeover(toy: TextEncoder) -> None:
@@ -61,20 +63,34 @@ def test_scores_are_those_of_whole_prompts(toy: TextEncoder, other: TextEncoder)
     sides = Side.of(toy, PROMPTS), Side.of(other, PROMPTS)
     token = toy.tokenizer.encode("lighthouse")
     prompts = [" ".join(prompt.split()[:3]) for prompt in PROMPTS[:6]]
-    ids = torch.tensor([[toy.tokenizer.bos_id, *toy.tokenizer.encode(p)[:3]] for p in prompts])
-    tails = [contrast.Tails.of(*sides, ids)]
+    ids = torch.tensor([toy.tokenizer.encode(p)[:3] for p in prompts])
+    texts = [toy.tokenizer.text(row.tolist()) for row in ids]
+    tails = [Tails.of(*sides, ids, place) for place in PLACES]
     quick = sweep._score(tails, [tuple(token)], "sweep", lambda *_: None)
-    texts = [toy.tokenizer.text(row[1:].tolist()) for row in ids]
-    whole = sweep.departures(*sides, texts, [tuple(token)])[0]
-    assert quick.departure.item() == pytest.approx(whole.mean().item(), abs=1e-5)
-    collapse = contrast.measure_tokens(*sides, texts, token)
-    assert quick.gap.item() == pytest.approx(collapse.gap, abs=1e-5)
+    for place, gap, departure in zip(PLACES, quick.gap, quick.departure, strict=True):
+        whole, without = (
+            [
+                contrast.directions(
+                    side, texts, side.encoder.embed(torch.tensor(token[:count], dtype=torch.int64)), place
+                )
+                for side in sides
+            ]
+            for count in (1, 0)
+        )
+        away = sweep.departures(*whole) - sweep.departures(*without)
+        assert departure.item() == pytest.approx(away.mean().item(), abs=1e-5)
+        assert gap.item() == pytest.approx(contrast.measure_tokens(*sides, texts, token, place).gap, abs=1e-5)
+
+
+def test_a_place_is_told_where_a_candidate_departs_clearly_more_there() -> None:
+    departure = torch.tensor([[0.9, 0.1, 0.3], [1.0, 0.5, 0.1], [0.2, 0.6, 0.1]])
+    assert sweep._places(departure, ["end", "start", "long"]) == ["end", "long", "end"]
 
 
 def test_what_is_left_behind_departs_less_than_the_bound_that_is_stated(toy: TextEncoder, other: TextEncoder) -> None:
     found = swept(toy, other)
     sides = Side.of(toy, PROMPTS), Side.of(other, PROMPTS)
-    tails = contrast.cut_prompts(*sides, PROMPTS, FEW.prompt_tokens, 2, torch.Generator().manual_seed(0))
+    tails = cut_prompts(*sides, PROMPTS, FEW.prompt_tokens, 2, torch.Generator().manual_seed(0))
     first = sweep._score(sweep._spread(tails, 1), CANDIDATES, "", lambda *_: None).departure
     assert int((first > found.excluded_below).sum()) == 32
     assert len(found.leads) == 8
