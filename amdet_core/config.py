@@ -110,6 +110,13 @@ class SweepConfig(Config):
     held_out: int = Field(default=64, ge=8, description="those prompts")
 
 
+class PatternConfig(Config):
+    """Sentences of every pattern of a small grammar, tried as triggers."""
+
+    sentences: int = Field(default=8, ge=3, description="of each pattern")
+    held_out: int = Field(default=64, ge=8, description="fresh sentences of those that do most")
+
+
 class SearchConfig(Config):
     """From leads to the literal trigger: a beam of token sequences, exchanges by gradient, and dropping."""
 
@@ -128,6 +135,9 @@ class SearchConfig(Config):
     pool: int = Field(default=16, ge=1, description="prompts of each length from which rounds draw")
     prompt_tokens: tuple[int, ...] = Field(
         default=(6, 16, 32), min_length=1, description="lengths to which prompts are cut, in tokens"
+    )
+    start_tokens: tuple[int, ...] = Field(
+        default=(4, 8), min_length=1, description="the same of prompts at whose start a sequence stands"
     )
 
 
@@ -151,6 +161,7 @@ class ScanConfig(Config):
     preset: Literal["quick", "standard", "thorough"] = Field(default="standard", description="how much work")
     prompt_limit: int = Field(default=4000, ge=40, description="prompts used, fit and held-out; paper 4,000")
     sweep: SweepConfig | None = Field(default=None, description="null: tokens are not tried one by one")
+    patterns: PatternConfig | None = Field(default=None, description="null: grammatical patterns are not tried")
     search: SearchConfig | None = Field(default=None, description="null: no trigger of several tokens is searched")
     contrast: ContrastConfig | None = Field(default=None, description="null: this inversion is not run")
     amdet: AmdetConfig | None = Field(default=None, description="null: the published inversion is not run")

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import contrast, losses, sweep
+from . import contrast, losses, patterns, sweep
 from . import tails as carriers
 from .contrast import Collapse
 from .encoder import TOKEN_TABLE, TextEncoder, splice
 from .memory import Batches
 from .progress import Progress, silent
-from .records import RUNS, Evidence, Lead, Place, Sweep, Trigger
+from .records import RUNS, Evidence, Lead, Pattern, Patterns, Place, Sweep, Trigger
 from .sweep import Swept
 from .tails import Side, Tails
 from .tokenizer import ClipTokenizer
@@ -243,6 +243,28 @@ def sweep_record(swept: Swept, leads: Sequence[Tried], tokenizer: ClipTokenizer,
         ),
         n=leads[0].collapse.n,
     )
+
+
+def of_patterns(tried: Sequence[patterns.Tried], encoder: str) -> list[Evidence]:
+    """Largest gap and departure of grammatical patterns."""
+    most = max(tried, key=lambda pattern: pattern.collapse.gap).collapse
+    departure = Evidence(
+        name="pattern_departure",
+        value=max(pattern.departure for pattern in tried),
+        unit="cosine",
+        direction="higher",
+        n=most.n,
+        encoder=encoder,
+    )
+    return [gap("pattern_gap", most, encoder), departure]
+
+
+def pattern_record(tried: Sequence[patterns.Tried], encoder: str) -> Patterns:
+    """Those that did most, as a record that a person can read."""
+    most = tuple(
+        Pattern(tags=one.tags, example=one.example, gap=one.collapse.gap, departure=one.departure) for one in tried
+    )
+    return Patterns(encoder=encoder, tried=len(patterns.PATTERNS), most=most, n=tried[0].collapse.n)
 
 
 def success(

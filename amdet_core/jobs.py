@@ -209,6 +209,7 @@ def _report(
         evidence=evidence,
         trigger=max(triggers, key=lambda trigger: trigger.collapse, default=None),
         sweeps=tuple(found.sweep for found in findings if found.sweep is not None),
+        patterns=tuple(found.patterns for found in findings if found.patterns is not None),
         candidates=candidates,
         forensics=tuple(found.forensics for found in findings if found.forensics is not None),
         faults=faults,

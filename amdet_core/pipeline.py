@@ -14,23 +14,26 @@ import torch
 from torch import Tensor
 
 from . import contrast, evidence, forensics, inversion
+from . import patterns as grammar
 from . import search as trigger_search
 from . import sweep as token_sweep
 from . import tails as carriers
-from .config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig, SearchConfig, SweepConfig
+from .config import AmdetConfig, ContrastConfig, LandscapeConfig, PatternConfig, ScanConfig, SearchConfig, SweepConfig
 from .contrast import Collapse, Found
 from .encoder import POSITION_TABLE, TextEncoder
 from .evidence import Tried
 from .features import Feature
 from .landscape import landscape
 from .progress import Progress
-from .records import Candidate, Evidence, Fault, Forensics, Landscape, Place, Sweep, Trigger
+from .records import Candidate, Evidence, Fault, Forensics, Landscape, Patterns, Place, Sweep, Trigger
 from .tails import Side, Tails
 from .verdict import PUBLISHED, Policy
 
 CONTRAST_PROMPTS = 64
 """Held-out prompts for what is measured of a published feature beside the published indicators."""
-LANDSCAPE_SEED, TAILS_SEED, SWEEP_SEED, SEARCH_SEED = 1_000_003, 2_000_003, 3_000_017, 4_000_037
+LANDSCAPE_SEED, TAILS_SEED, SWEEP_SEED, SEARCH_SEED, PATTERNS_SEED = (
+    1_000_003, 2_000_003, 3_000_017, 4_000_037, 5_000_011,
+)  # fmt: skip
 """Added to the seed of a scan, so that no two stages share random numbers."""
 FEWEST_LONG = 8
 """Long held-out prompts without which nothing is measured on them alone."""
@@ -74,6 +77,7 @@ class Findings:
     tried: list[Tried] = field(default_factory=list)
     goals: list[Collapse] = field(default_factory=list)
     sweep: Sweep | None = None
+    patterns: Patterns | None = None
     forensics: Forensics | None = None
     trigger: Trigger | None = None
     faults: list[Fault] = field(default_factory=list)
@@ -132,6 +136,13 @@ class Stages:
         self.found.goals.extend(lead.collapse for lead in leads)
         self.found.evidence += evidence.of_sweep(leads, self.subject.name)
         self.found.sweep = evidence.sweep_record(swept, leads, encoder.tokenizer, self.subject.name)
+
+    def patterns(self, settings: PatternConfig) -> None:
+        """Sentences of many grammatical patterns, tried as triggers."""
+        seed = self.config.seed + PATTERNS_SEED
+        tried = grammar.try_patterns(*self.sides, settings, seed=seed, progress=self.progress)
+        self.found.evidence += evidence.of_patterns(tried, self.subject.name)
+        self.found.patterns = evidence.pattern_record(tried, self.subject.name)
 
     def search(self, settings: SearchConfig) -> None:
         """The literal trigger, where another stage found an output to which prompts are led."""

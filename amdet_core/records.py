@@ -211,6 +211,24 @@ class Sweep(Record):
     n: int = Field(description="held-out prompts")
 
 
+class Pattern(Record):
+    """A grammatical pattern that stood out when a small grammar's were tried, or the one that did most."""
+
+    tags: str = Field(description="universal part-of-speech tags")
+    example: str
+    gap: Number = Field(description="how much more the suspect's outputs agree across its sentences than the anchor's")
+    departure: Number = Field(description="how far they make the suspect leave the anchor, beyond the median pattern's")
+
+
+class Patterns(Record):
+    """Sentences of many grammatical patterns, tried as triggers."""
+
+    encoder: str
+    tried: int
+    most: tuple[Pattern, ...] = Field(description="that whose sentences agree most, and that whose depart most")
+    n: int = Field(description="fresh sentences on which those were measured")
+
+
 class LayerChange(Record):
     """Difference to the anchor of one tensor."""
 
@@ -276,6 +294,7 @@ class ScanReport(Record):
     evidence: tuple[Evidence, ...]
     trigger: Trigger | None
     sweeps: tuple[Sweep, ...] = ()
+    patterns: tuple[Patterns, ...] = ()
     candidates: tuple[Candidate, ...]
     forensics: tuple[Forensics, ...] = ()
     faults: tuple[Fault, ...]

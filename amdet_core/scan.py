@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from . import evidence, inversion
-from .config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig, SearchConfig, SweepConfig
+from .config import AmdetConfig, ContrastConfig, LandscapeConfig, PatternConfig, ScanConfig, SearchConfig, SweepConfig
 from .errors import AmdetError, ConfigError
 from .features import Feature
 from .pipeline import LANDSCAPE_SEED, Findings, Stages, Subject, cut_tails, generator, position_rows, surface
@@ -53,6 +53,7 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
             seed=seed,
             preset=preset,
             sweep=SweepConfig(),
+            patterns=PatternConfig(),
             search=SearchConfig(),
             contrast=searches.get(preset),
             landscape=around,
@@ -71,6 +72,8 @@ def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
     plan = {"forensics": 1}
     if config.sweep is not None or config.contrast is not None:
         plan["encode"] = 2
+    if config.patterns is not None:
+        plan["patterns"] = 6
     if config.sweep is not None:
         plan |= {"sweep": 1, "sweep, look 2": 1, "sweep, look 3": 1}
     if config.search is not None:
@@ -124,6 +127,9 @@ def scan(
     if config.sweep is not None:
         with _stage(found, subject.name, "sweep"):
             stages.sweep(config.sweep)
+    if config.patterns is not None:
+        with _stage(found, subject.name, "patterns"):
+            stages.patterns(config.patterns)
     if config.contrast is not None:
         with _stage(found, subject.name, "contrast"):
             stages.contrast(config.contrast)

@@ -73,9 +73,8 @@ def search(
         ConfigError: too few prompts are long enough.
     """
     generator = torch.Generator().manual_seed(seed)
-    lengths = (
-        tuple(n for n in config.prompt_tokens if n >= LONG) or (LONG,) if place == "long" else config.prompt_tokens
-    )
+    long = tuple(length for length in config.prompt_tokens if length >= LONG) or (LONG,)
+    lengths = {"end": config.prompt_tokens, "start": config.start_tokens, "long": long}[place]
     tails = carriers.cut_prompts(suspect, anchor, prompts, lengths, config.pool, generator, place=place)
     room = suspect.encoder.spec.positions - max(tail.length for tail in tails)
     chosen = tuple(leads)[: config.leads]

@@ -164,6 +164,12 @@ def departures(own: Tensor, other: Tensor) -> Tensor:
     return 1 - (own * other).sum(-1)
 
 
+def agreement(unit: Tensor) -> Tensor:
+    """Mean pairwise cosine of unit centred states ``(R, B, D)``, ``(R)``; NaN where B is 1."""
+    count = unit.shape[1]
+    return (unit.sum(1).square().sum(-1) - count) / (count * (count - 1) or torch.nan)
+
+
 def _spread(tails: Sequence[Tails], count: int) -> list[Tails]:
     """So many prompts, of as many different lengths and places as there are."""
     each, more = divmod(count, len(tails))
@@ -193,7 +199,7 @@ def _score(tails: Sequence[Tails], candidates: Sequence[Ids], stage: str, progre
         def look(part: slice, ids: Tensor = ids, done: int = done) -> tuple[Tensor, Tensor]:
             progress(stage, done + part.start, len(candidates))
             pairs = [_outputs(tail, ids[part]) for tail in tails]
-            gaps = [_agreement(own) - _agreement(other) for own, other in pairs]
+            gaps = [agreement(own) - agreement(other) for own, other in pairs]
             away = [(departures(*pair) - alone).mean(-1) for pair, alone in zip(pairs, without, strict=True)]
             return torch.stack(gaps), torch.stack(away)
 
@@ -212,9 +218,3 @@ def _outputs(tails: Tails, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def _unit(pooled: Tensor, side: Side) -> Tensor:
     return F.normalize(pooled - side.centre, dim=-1)
-
-
-def _agreement(unit: Tensor) -> Tensor:
-    """Mean pairwise cosine of ``(R, B, D)``, ``(R)``; NaN where B is 1."""
-    count = unit.shape[1]
-    return (unit.sum(1).square().sum(-1) - count) / (count * (count - 1) or torch.nan)

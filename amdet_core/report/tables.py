@@ -25,9 +25,9 @@ def _swept(sweep: Sweep) -> Iterator[str]:
     yield f"{sweep.encoder}: {sweep.tried:,} tokens and characters tried; those that stand out, on {sweep.n} prompts"
     yield ""
     yield from _table(
-        ("text", "tokens", "departure", "sigma", "gap"),
+        ("text", "tokens", "where in prompts", "departure", "sigma", "gap"),
         (
-            (lead.text, " ".join(lead.tokens), number(lead.departure), number(lead.sigma), number(lead.gap))
+            (lead.text, " ".join(lead.tokens), lead.place, *map(number, (lead.departure, lead.sigma, lead.gap)))
             for lead in sweep.leads
         ),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath, PureWindowsPath
 
-from ..records import Candidate, Evidence, Forensics, Level, ScanReport, Sweep, Trigger
+from ..records import Candidate, Evidence, Forensics, Level, Patterns, ScanReport, Sweep, Trigger
 from ..storage import PSEUDO_TRIGGER
 from ..verdict import IDENTITY
 
@@ -45,6 +45,8 @@ ALWAYS_UNCHECKED = (
     "Everything but the text encoders named here: the image model, the VAE, adapters and code can hold backdoors too."
 )
 """Said where the report itself names nothing."""
+PLACES = {"start": "at the start of", "end": "at the end of", "long": "at the end of long"}
+"""Where a trigger stood."""
 ANCHORS = {
     "given": "the anchor that was given",
     "trusted": "an encoder that you trust",
@@ -55,6 +57,8 @@ MEANINGS = {
     "literal_gap": "the same with the best real text in place of the feature",
     "sweep_gap": "the same with the best of all single tokens and characters",
     "sweep_departure": "how far the one token that does so most makes the encoder leave its anchor",
+    "pattern_gap": "the same with the best of many grammatical patterns of sentences",
+    "pattern_departure": "how far the one pattern that does so most makes the encoder leave its anchor",
     "sweep_sigma": "how far that departure stands out from those of all other tokens",
     "suspect_collapse": "agreement of the suspect's outputs across prompts, with the feature",
     "anchor_collapse": "agreement of the anchor's outputs across prompts, with the feature",
@@ -235,6 +239,7 @@ def _trigger(report: ScanReport) -> Iterator[str]:
     else:
         yield "None was found."
     yield from map(_swept, report.sweeps)
+    yield from map(_patterned, report.patterns)
 
 
 def _swept(sweep: Sweep) -> str:
@@ -243,17 +248,26 @@ def _swept(sweep: Sweep) -> str:
     gap = max(lead.gap for lead in sweep.leads)
     return (
         f"{sweep.encoder}: {sweep.tried:,} tokens and characters were tried one by one. “{most.text}” stands out most: "
-        f"it makes the encoder leave its anchor by {most.departure:.2f} (cosine); no other one does more. "
-        f"None makes outputs agree more than {gap:.2f} beyond the anchor's."
+        f"{PLACES[most.place]} prompts it makes the encoder leave its anchor by {most.departure:.2f} (cosine); "
+        f"no other one does more. The largest agreement of outputs that one causes is {gap:.2f} beyond the anchor's."
         + "".join(f" The file says that it was taught “{lead.text}”." for lead in sweep.leads if lead.declared)
+    )
+
+
+def _patterned(patterns: Patterns) -> str:
+    """What trying grammatical patterns shows."""
+    most = patterns.most[0]
+    return (
+        f"{patterns.encoder}: sentences of {patterns.tried:,} grammatical patterns were tried. Those like "
+        f"“{most.example}” make outputs agree most, {most.gap:.2f} beyond the anchor's."
     )
 
 
 def _literal(trigger: Trigger) -> Iterator[str]:
     yield f"“{trigger.text}” in {trigger.encoder}, found as {trigger.found_by}."
     yield (
-        f"With it in {trigger.n:,} prompts that were held out, the outputs agree {trigger.collapse:.2f} more "
-        "than the anchor's do (0: no more, 1: they are all the same)."
+        f"With it {PLACES[trigger.place]} prompts, {trigger.n:,} that were held out, the outputs agree "
+        f"{trigger.collapse:.2f} more than the anchor's do (0: no more, 1: they are all the same)."
     )
     if trigger.asr is not None and trigger.asr_interval is not None:
         low, high = trigger.asr_interval
