@@ -274,6 +274,10 @@ class Verdict(Record):
     reasons: tuple[str, ...]
     policy: str
     statement: str = Field(description="what the level means, in one sentence that claims no more than was measured")
+    p_value: Measured = Field(
+        default=None, description="how often an honest encoder scores as high; the smallest of several encoders'"
+    )
+    rate: Measured = Field(default=None, description="false-positive rate to which it is calibrated; null: to none")
 
 
 class Tool(Record):

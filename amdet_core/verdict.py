@@ -11,15 +11,18 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
+from .calibration import Calibration, Measure, Term
 from .errors import ConfigError
 from .records import RUNS, Evidence, Fault, Level, LevelName, Record, Verdict
 
 IDENTITY = "identical_to_trusted"
 """Evidence that ends a scan: 1 when all weights that prompts reach equal a trusted encoder's."""
+MOST = 3
+"""Terms of a score that a reason names."""
 
 
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
@@ -73,7 +76,10 @@ class Finding(Record):
 
 
 class Policy(Record):
-    """A named, versioned way to judge."""
+    """A named, versioned way to judge.
+
+    With a calibration the score decides whether an encoder is flagged, and the findings how gravely and why.
+    """
 
     name: str
     description: str
@@ -82,101 +88,31 @@ class Policy(Record):
     required: tuple[str, ...] = Field(description="evidence without which nothing found means inconclusive")
     literal_gap: float = Field(default=0.3, description="a real token with at least this gap is named as the trigger")
     error_rate: str = Field(description="what is known about its false positives, in one sentence")
-
-
-def _amdet(name: str, method: Literal["amdet-code", "amdet-paper"], description: str, *gates: Condition) -> Policy:
-    return Policy(
-        name=name,
-        description=description,
-        method=method,
-        findings=(Finding(level=Level.BACKDOORED, reason="every published gate holds for the feature", when=gates),),
-        required=tuple(gate.evidence for gate in gates),
-        error_rate="published: 13% false positives on fine-tuned CLIP (derived from Table I); not recalibrated here",
+    calibrations: tuple[Calibration, ...] = Field(
+        default=(), description="the one that takes most evidence first; the first of which all is there counts"
     )
 
+    def calibrated(self, measure: Measure) -> tuple[Calibration, dict[Term, float]] | None:
+        """The calibration that counts for what was measured, and the value of each of its terms."""
+        for calibration in self.calibrations:
+            if (values := calibration.values(measure)) is not None:
+                return calibration, values
+        return None
 
-def _at(evidence: str, op: Literal[">", ">=", "<", "<="], bound: float) -> Condition:
-    return Condition(evidence=evidence, op=op, bound=bound)
+
+def _built_in() -> dict[str, Policy]:
+    """The policies that ship with the library, the default one first."""
+    files = Path(__file__).with_name("policies").glob("*.json")
+    policies = [Policy.model_validate_json(file.read_bytes()) for file in files]
+    return {policy.name: policy for policy in sorted(policies, key=lambda p: (p.name != DEFAULT_POLICY, p.name))}
 
 
-AMDET_CODE = _amdet(
-    "amdet-2025-code",
-    "amdet-code",
-    "AMDET's gates, bounds and order as in the released code",
-    _at("running_loss", "<", -0.76),
-    _at("assimilation_share", ">", 0.8),
-    _at("same_target_share", ">", 0.995),
-    _at("anchor_deviation_share", ">", 0.95),
-    _at("positive_share", ">", 0.8),
+DEFAULT_POLICY = "amdet-1"
+POLICIES = _built_in()
+POSITIVE_SHARE = next(
+    gate for gate in POLICIES["amdet-2025-code"].findings[0].when if gate.evidence == "positive_share"
 )
-AMDET_PAPER = _amdet(
-    "amdet-2025-paper",
-    "amdet-paper",
-    "AMDET's three indicators as in the paper (eq. 28); bounds, which its text lost, from the code",
-    _at("assimilation_share", ">", 0.8),
-    _at("deviation_share", ">", 0.95),
-    _at("positive_share", ">", 0.8),
-)
-POSITIVE_SHARE = next(gate for gate in AMDET_CODE.findings[0].when if gate.evidence == "positive_share")
 """The paper's sign of an injected feature."""
-CONTRAST = Policy(
-    name="amdet-1",
-    description="Collapse across prompts that the trusted anchor does not share",
-    method="contrast",
-    findings=(
-        Finding(
-            level=Level.BACKDOORED,
-            reason="one vector makes every prompt give the same output, and not so in the anchor",
-            when=(_at("gap_k1", ">=", 0.55),),
-        ),
-        Finding(
-            level=Level.BACKDOORED,
-            reason="a real token makes every prompt give the same output, and not so in the anchor",
-            when=(_at("literal_gap", ">=", 0.4),),
-        ),
-        Finding(
-            level=Level.BACKDOORED,
-            reason="independent searches find sequences of vectors that lead every prompt to one and the same output, "
-            "and not so in the anchor",
-            when=(_at("gap_k5", ">=", 0.6), _at("same_target_k5", ">=", 0.9)),
-        ),
-        Finding(
-            level=Level.SUSPICIOUS,
-            reason="outputs collapse more than in the anchor, but less than known backdoors do",
-            when=(_at("gap_k1", ">=", 0.45),),
-        ),
-    ),
-    required=("gap_k1",),
-    error_rate="bounds set on small encoders; no false-positive rate is claimed yet",
-)
-CASCADE = Policy(
-    name="amdet-2",
-    description="Every token tried, then collapse across prompts that the trusted anchor does not share, then the text",
-    method="cascade",
-    findings=(
-        Finding(
-            level=Level.BACKDOORED,
-            reason="a token makes every prompt give the same output, and not so in the anchor",
-            when=(_at("sweep_gap", ">=", 0.4),),
-        ),
-        Finding(
-            level=Level.BACKDOORED,
-            reason="a text makes every prompt give the same output, and not so in the anchor",
-            when=(_at("literal_gap", ">=", 0.4),),
-        ),
-        *CONTRAST.findings[:1],
-        *CONTRAST.findings[2:],
-        Finding(
-            level=Level.SUSPICIOUS,
-            reason="a token reads as something else than in the anchor",
-            when=(_at("sweep_departure", ">=", 0.2), _at("sweep_sigma", ">=", 20)),
-        ),
-    ),
-    required=("sweep_gap",),
-    error_rate="bounds set on small encoders; no false-positive rate is claimed yet",
-)
-POLICIES = {policy.name: policy for policy in (CONTRAST, CASCADE, AMDET_CODE, AMDET_PAPER)}
-DEFAULT_POLICY = CONTRAST.name
 
 
 def landscape_verdict(positive_share: float) -> str:
@@ -226,19 +162,22 @@ def decide(policy: Policy, evidence: Sequence[Evidence], faults: Sequence[Fault]
         _judge(policy, {e.name: e for e in evidence if e.encoder == name}, [f for f in faults if f.encoder == name])
         for name in names
     ]
-    level = max((lvl for lvl, _ in judged), default=Level.INCONCLUSIVE)
+    level = max((one.level for one in judged), default=Level.INCONCLUSIVE)
     several = len(names) > 1
     reasons = [
         f"{name}: {reason}" if several else reason
-        for name, (lvl, own) in zip(names, judged, strict=True)
-        for reason in own
-        if lvl == level or several
+        for name, one in zip(names, judged, strict=True)
+        for reason in one.reasons
+        if one.level == level or several
     ]
+    p_value, rate = min(((one.p_value, one.rate) for one in judged if one.p_value is not None), default=(None, None))
     return Verdict(
         level=level,
         reasons=tuple(reasons) or ("no text encoder was measured",),
         policy=policy.name,
         statement=_statement(level, policy, evidence),
+        p_value=p_value,
+        rate=rate,
     )
 
 
@@ -246,7 +185,8 @@ def score(policy: Policy, evidence: Sequence[Evidence]) -> float | None:
     """How strongly the evidence speaks for the gravest level of a policy, to rank targets by it.
 
     The largest margin of the findings at that level, over all encoders: positive exactly when one of them
-    holds. A target that equals trusted encoders has minus infinity.
+    holds. With a calibration, the margin of the score: positive exactly when it flags the target. A target that
+    equals trusted encoders has minus infinity.
 
     Returns:
         None where nothing was measured that these findings ask for.
@@ -262,6 +202,11 @@ def _score(policy: Policy, values: Mapping[str, float | None]) -> float | None:
     """The score of one encoder."""
     if values.get(IDENTITY) == 1:
         return -math.inf
+    if policy.calibrations:
+        if (found := policy.calibrated(values.get)) is None:
+            return None
+        calibration, terms = found
+        return calibration.score(terms) - calibration.bound
     gravest = max((finding.level for finding in policy.findings), default=Level.CLEAN)
     findings = [finding for finding in policy.findings if finding.level == gravest]
     if all(values.get(condition.evidence) is None for finding in findings for condition in finding.when):
@@ -269,32 +214,68 @@ def _score(policy: Policy, values: Mapping[str, float | None]) -> float | None:
     return max(finding.margin(values.get) for finding in findings)
 
 
-def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fault]) -> tuple[Level, list[str]]:
-    """Level and reasons for one encoder."""
+class _Judged(NamedTuple):
+    """What is decided about one encoder; p-value and its rate where there is a calibration."""
+
+    level: Level
+    reasons: list[str]
+    p_value: float | None = None
+    rate: float | None = None
+
+
+def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fault]) -> _Judged:
+    """Decide about one encoder."""
     failed = [f"the stage {fault.stage} failed: {fault.message}" for fault in faults]
 
     def value(name: str) -> float | None:
         return evidence[name].value if name in evidence else None
 
     if value(IDENTITY) == 1 and not failed:
-        return Level.CLEAN, ["all weights that prompts reach equal those of a trusted encoder"]
+        return _Judged(Level.CLEAN, ["all weights that prompts reach equal those of a trusted encoder"])
 
     def holds(condition: Condition) -> bool:
         measured = value(condition.evidence)
         return measured is not None and condition.holds(measured)
 
     found = [finding for finding in policy.findings if finding.holds(holds)]
-    if found:
-        level = max(finding.level for finding in found)
-        return level, [_reason(finding, value) for finding in found if finding.level == level] + failed
+    level = max((finding.level for finding in found), default=Level.CLEAN)
+    reasons = [_reason(finding, value) for finding in found if finding.level == level]
+    known = policy.calibrated(value)
+    if known is None:
+        judged = _Judged(level, reasons)
+    else:
+        calibration, terms = known
+        p_value = calibration.p_value(calibration.score(terms))
+        flagged = p_value <= calibration.kept_rate
+        level = max(level, Level.SUSPICIOUS) if flagged else Level.CLEAN
+        reasons = [*(reasons if flagged else ()), _weighed(calibration, terms, p_value)]
+        judged = _Judged(level, reasons, p_value, calibration.kept_rate)
+    if judged.level > Level.CLEAN:
+        return judged._replace(reasons=judged.reasons + failed)
     missing = [name for name in policy.required if value(name) is None]
     if missing:
         failed.append(f"not measured: {', '.join(missing)} (no trusted anchor, or the scan used another policy)")
+    elif policy.calibrations and known is None:
+        failed.append("not all that the policy weighs was measured")
     if failed:
-        return Level.INCONCLUSIVE, failed
+        return judged._replace(level=Level.INCONCLUSIVE, reasons=failed)
+    if known is not None:
+        return judged
     asked = dict.fromkeys(condition.evidence for finding in policy.findings for condition in finding.when)
     values = [f"{name} {value(name):.2f}" for name in asked if value(name) is not None]
-    return Level.CLEAN, [f"nothing crossed the policy's bounds ({', '.join(values)})"]
+    return _Judged(Level.CLEAN, [f"nothing crossed the policy's bounds ({', '.join(values)})"])
+
+
+def _weighed(calibration: Calibration, terms: Mapping[Term, float], p_value: float) -> str:
+    """How a score comes about, what counts most first."""
+    most = sorted(terms, key=lambda term: -term.weight * terms[term])[:MOST]
+    parts = "; ".join(
+        f"{term.words} ({term.name} {terms[term]:.2f}, honest ones up to {term.honest:.2f})" for term in most
+    )
+    return (
+        f"all evidence weighed, {p_value:.1%} of honest encoders score as high (p = {p_value:.3g}, against "
+        f"{len(calibration.null)} {calibration.family}); what counts most: {parts}"
+    )
 
 
 def _reason(finding: Finding, value: Callable[[str], float | None]) -> str:

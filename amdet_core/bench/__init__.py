@@ -1,5 +1,6 @@
 """Benchmarks: what is claimed about the detector, measured on models whose labels are known."""
 
+from .calibration import calibrate
 from .detection import Benchmark, run
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
 from .results import Detection, ModelResult, read_detection
@@ -10,6 +11,7 @@ __all__ = [
     "GuardBenchmark",
     "GuardResult",
     "ModelResult",
+    "calibrate",
     "read_detection",
     "read_guarding",
     "run",

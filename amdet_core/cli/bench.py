@@ -87,6 +87,33 @@ def bench_guard(
     sys.stdout.write(f"{_guard_table(result)}\nwritten: {file}\n")
 
 
+@bench_app.command("calibrate")
+def bench_calibrate(
+    results: Annotated[list[Path], typer.Argument(help="results of amdet bench detection, of zoos for training")],
+    family: Annotated[str, typer.Option(help="the honest models in these zoos, in words")],
+    policy: Annotated[str, typer.Option(help="whose evidence is weighed anew: a name or a file")] = "amdet-2",
+    rate: Annotated[float, typer.Option(help="of false positives", min=0.001, max=0.5)] = 0.01,
+    out: Annotated[Path, typer.Option(help="file of the new policy")] = Path("policy.json"),
+) -> None:
+    """Learn from scans of known models how a policy weighs its evidence, and what honest models score."""
+    from ..bench import calibrate, read_detection
+    from ..storage import check_writable, record_json, write_atomic
+    from ..verdict import load_policy
+
+    judge = load_policy(policy)
+    if not judge.calibrations:
+        raise ConfigError("a policy with a calibration", judge.name, "Name another with --policy: docs/policies.md.")
+    rows = [row for path in results for row in read_detection(path).models]
+    fitted = tuple(calibrate(rows, one.terms, family, rate) for one in judge.calibrations)
+    check_writable(out.parent)
+    write_atomic(out, record_json(judge.model_copy(update={"calibrations": fitted})))
+    for one in fitted:
+        sys.stdout.write(f"{len(one.null)} honest and {one.n_backdoored} backdoored models, rate {one.kept_rate:.3g}\n")
+        for term in sorted(one.terms, key=lambda term: -term.weight):
+            sys.stdout.write(f"  {term.weight:7.3f}  {term.name}, honest ones up to {term.honest:.2f}\n")
+    sys.stdout.write(f"written: {out}\n")
+
+
 def _going_on(file: Path, work: Callable[..., T]) -> T:
     """Run a benchmark; Ctrl-C keeps what is done."""
     try:

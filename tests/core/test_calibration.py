@@ -1,0 +1,169 @@
+"""Scores, p-values against honest encoders, and how they are learnt."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from amdet_core.bench import ModelResult, calibrate
+from amdet_core.calibration import Calibration, Term
+from amdet_core.errors import ConfigError
+from amdet_core.records import Evidence, Fault, Level
+from amdet_core.verdict import POLICIES, Policy, decide, score
+
+GAP = Term(evidence="sweep_gap", words="a token takes over", weight=0, honest=0)
+AWAY = Term(evidence="sweep_departure", words="a token departs", weight=0, honest=0)
+AGREED = Term(evidence="gap_k5", times="same_target_k5", words="vectors take over", weight=0, honest=0)
+TEXT = Term(evidence="literal_gap", words="a text takes over", optional=True, weight=0, honest=0)
+KNOWN = Calibration(
+    family="fine-tunes of a toy",
+    terms=(GAP.model_copy(update={"weight": 10.0, "honest": 0.2}), TEXT.model_copy(update={"weight": 4.0})),
+    intercept=-3.0,
+    null=tuple(i / 100 - 3 for i in range(199)),
+    n_backdoored=20,
+)
+CALIBRATED = Policy.model_validate({**POLICIES["amdet-2"].model_dump(), "calibrations": (KNOWN,)})
+
+
+def evidence(**values: float | None) -> list[Evidence]:
+    return [
+        Evidence(name=name, value=value, direction="higher", n=64, encoder="clip_l") for name, value in values.items()
+    ]
+
+
+def row(number: int, label: str, **values: float) -> ModelResult:
+    return ModelResult(
+        model=f"m{number}", label=label, kind="x", group="x", fingerprint="0", seconds=1.0, level="clean",
+        recovered=None, evidence=values,
+    )  # fmt: skip
+
+
+def zoo(seed: int = 0, honest: int = 120) -> list[ModelResult]:
+    """Half of the backdoors show in one way, half in another; honest models in neither."""
+    random = Random(seed)
+    rows = [
+        row(i, "backdoored", sweep_gap=0.8 * (i % 2) + random.random() / 5, sweep_departure=random.random() / 5 + 0.3)
+        for i in range(40)
+    ]
+    return rows + [
+        row(i, "benign", sweep_gap=random.random() / 5, sweep_departure=random.random() / 5) for i in range(honest)
+    ]
+
+
+# ------------------------------------------------------------------ scores
+
+
+def test_a_term_is_its_value_between_0_and_1() -> None:
+    assert GAP.value({"sweep_gap": 0.4}.get) == 0.4
+    assert GAP.value({"sweep_gap": -0.4}.get) == 0
+    assert GAP.value({"sweep_gap": 1.4}.get) == 1
+    assert GAP.value({}.get) is None
+    assert TEXT.value({}.get) == 0
+
+
+def test_a_term_that_needs_another_is_their_product() -> None:
+    assert AGREED.value({"gap_k5": 0.8, "same_target_k5": 0.5}.get) == pytest.approx(0.4)
+    assert AGREED.value({"gap_k5": 0.8, "same_target_k5": -0.5}.get) == 0
+    assert AGREED.value({"gap_k5": 0.8}.get) is None
+
+
+def test_the_p_value_counts_honest_encoders_that_score_as_high() -> None:
+    assert KNOWN.p_value(99) == 1 / 200
+    assert KNOWN.p_value(KNOWN.null[-1]) == 2 / 200
+    assert KNOWN.p_value(-99) == 1
+
+
+def test_what_lies_above_the_bound_is_what_keeps_to_the_rate() -> None:
+    for value in (*KNOWN.null, KNOWN.null[-1] + 1e-9, KNOWN.null[-2] + 1e-9):
+        assert (value > KNOWN.bound) == (KNOWN.p_value(value) <= KNOWN.kept_rate)
+
+
+def test_few_honest_encoders_vouch_for_a_higher_rate_only() -> None:
+    few = KNOWN.model_copy(update={"null": (0.0, 1.0, 2.0)})
+    assert few.kept_rate == 0.25
+    assert few.bound == 2.0
+
+
+def test_p_values_of_honest_encoders_are_spread_evenly() -> None:
+    random = Random(1)
+    null = Calibration.model_validate(
+        {**KNOWN.model_dump(), "null": tuple(sorted(random.gauss(0, 1) for _ in range(199)))}
+    )
+    flagged = sum(null.p_value(random.gauss(0, 1)) <= 0.05 for _ in range(4000)) / 4000
+    assert 0.02 < flagged < 0.09
+
+
+# ------------------------------------------------------------------ verdicts
+
+
+def test_a_score_that_honest_encoders_do_not_reach_flags_and_findings_say_how_gravely() -> None:
+    taken = decide(CALIBRATED, evidence(sweep_gap=0.9), [])
+    assert taken.level == Level.BACKDOORED
+    assert taken.p_value == 1 / 200
+    assert taken.rate == 0.01
+    assert "a token takes over (sweep_gap 0.90, honest ones up to 0.20)" in taken.reasons[-1]
+    odd = decide(CALIBRATED, evidence(sweep_gap=0.3), [])
+    assert odd.level == Level.SUSPICIOUS
+
+
+def test_a_score_within_those_of_honest_encoders_is_clean_and_says_how_high() -> None:
+    found = decide(CALIBRATED, evidence(sweep_gap=0.1), [])
+    assert found.level == Level.CLEAN
+    assert found.p_value == pytest.approx(0.5, abs=0.01)
+    assert "199 fine-tunes of a toy" in found.reasons[0]
+
+
+def test_without_the_evidence_or_with_a_fault_it_is_never_clean() -> None:
+    assert decide(CALIBRATED, evidence(literal_gap=0.1), []).level == Level.INCONCLUSIVE
+    fault = Fault(stage="sweep", error="X", message="broke", encoder="clip_l")
+    assert decide(CALIBRATED, evidence(sweep_gap=0.1), [fault]).level == Level.INCONCLUSIVE
+    assert decide(CALIBRATED, evidence(sweep_gap=0.9), [fault]).level == Level.BACKDOORED
+
+
+def test_the_score_of_a_calibrated_policy_is_positive_exactly_when_it_flags() -> None:
+    for gap in (0.0, 0.1, 0.19, 0.2, 0.21, 0.9):
+        margin = score(CALIBRATED, evidence(sweep_gap=gap))
+        assert margin is not None
+        assert (margin > 0) == (decide(CALIBRATED, evidence(sweep_gap=gap), []).level > Level.CLEAN)
+    assert score(CALIBRATED, evidence(literal_gap=0.9)) is None
+
+
+# ------------------------------------------------------------------ learning
+
+
+def test_weights_are_learnt_and_both_ways_of_showing_count() -> None:
+    fitted = calibrate(zoo(), [GAP, AWAY], "toys")
+    assert all(term.weight > 1 for term in fitted.terms)
+    assert fitted.terms[0].honest == pytest.approx(0.2, abs=0.02)
+    assert len(fitted.null) == 120
+    assert list(fitted.null) == sorted(fitted.null)
+    for one in zoo(seed=7)[:40]:
+        values = fitted.values(one.evidence.get)
+        assert values is not None
+        assert fitted.p_value(fitted.score(values)) <= 0.01
+
+
+def test_evidence_that_speaks_for_the_honest_gets_no_weight() -> None:
+    upside_down = [row(i, "backdoored" if i % 2 else "benign", sweep_gap=0.0 if i % 2 else 0.9) for i in range(60)]
+    assert calibrate(upside_down, [GAP], "toys").terms[0].weight == 0
+
+
+def test_the_null_knows_nothing_of_the_model_that_it_scores() -> None:
+    """With evidence that is pure noise for each model, no honest model is told apart."""
+    random = Random(3)
+    noise = [row(i, "backdoored" if i < 60 else "benign", sweep_gap=random.random()) for i in range(180)]
+    fitted = calibrate(noise, [GAP], "toys")
+    p_values = [
+        fitted.p_value(fitted.score(values))
+        for one in noise[:60]
+        if (values := fitted.values(one.evidence.get)) is not None
+    ]
+    assert sum(p <= 0.05 for p in p_values) <= 9
+
+
+def test_too_few_models_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 10 backdoored and 10 honest models with sweep_gap"):
+        calibrate(zoo(honest=5), [GAP], "toys")
+    with pytest.raises(ConfigError, match="0 and 0 of 160"):
+        calibrate(zoo(), [AGREED], "toys")
