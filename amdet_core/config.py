@@ -67,15 +67,6 @@ class ContrastConfig(Config):
     prompt_tokens: tuple[int, ...] = Field(
         default=(4, 8, 16), min_length=1, description="lengths to which they are cut, in tokens, taken in turn"
     )
-    start_tokens: tuple[int, ...] = Field(
-        default=(4, 8), min_length=1, description="the same where the vectors stand at the start"
-    )
-    at_start: int = Field(
-        default=0,
-        ge=0,
-        description="of the runs of every length above 1, those with the vectors at the start of prompts; "
-        "a single token there is the sweep's",
-    )
     anchor_weight: float = Field(default=1.0, ge=0, description="factor of the anchor's collapse in the loss, K = 1")
     anchor_weight_long: float = Field(default=0.5, ge=0, description="the same for K > 1")
     norm_cap: float = Field(default=3.0, gt=0, description="largest vector norm, in median token norms")
@@ -120,7 +111,7 @@ class PatternConfig(Config):
 class SearchConfig(Config):
     """From leads to the literal trigger: a beam of token sequences, exchanges by gradient, and dropping."""
 
-    least_gap: float = Field(default=0.3, description="gap of another stage's finding from which a trigger is searched")
+    least_gap: float = Field(default=0.5, description="gap of another stage's finding from which a trigger is searched")
     leads: int = Field(default=32, ge=1, description="tokens from other stages that are tried in every place")
     beam: int = Field(default=4, ge=1, description="sequences that are made longer side by side")
     pointed: int = Field(default=16, ge=1, description="tokens tried in a place because the gradient points to them")
@@ -130,7 +121,7 @@ class SearchConfig(Config):
     gain: float = Field(default=0.03, ge=0, description="score that one token more must bring")
     enough: float = Field(default=0.97, gt=0, description="score at which a search stops")
     slack: float = Field(default=0.06, ge=0, description="score that may be lost by dropping tokens")
-    glance: int = Field(default=1, ge=1, description="prompts of each length in the first look of a round")
+    glance: int = Field(default=1, ge=1, description="prompts in the first look of a round, all of one length")
     prompts: int = Field(default=4, ge=1, description="prompts of each length in the second")
     pool: int = Field(default=16, ge=1, description="prompts of each length from which rounds draw")
     prompt_tokens: tuple[int, ...] = Field(

@@ -6,9 +6,9 @@ backdoor. Here only the pooled state counts, centred, and always against the anc
 
     gap = collapse(suspect) - collapse(anchor)
 
-The vectors stand at the END of short prompts, before EOS, where a step costs only ``K + 1`` positions for each
-candidate and prompt (see :mod:`.tails`); at their START a trigger is sought that works nowhere else.
-``docs/method.md`` has the measurements behind it.
+The vectors stand at the end of prompts, before EOS, where a step costs only ``K + 1`` positions for each candidate
+and prompt (see :mod:`.tails`). They find triggers whose text works elsewhere alone, too: a vector is freer than a
+text. ``docs/method.md`` has the measurements behind it.
 """
 
 from __future__ import annotations
@@ -101,22 +101,21 @@ def invert(
     config: ContrastConfig,
     *,
     seed: int,
-    place: Place = "end",
     progress: Progress = silent,
 ) -> Found:
     """Optimise ``count`` vectors in ``config.restarts`` candidates side by side.
 
     Args:
         prompts: fit prompts; those with too few tokens are left out.
-        place: of the vectors in the prompts.
 
     Raises:
         ConfigError: too few prompts are long enough.
         NumericalError: the loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    lengths, fewest = config.start_tokens if place == "start" else config.prompt_tokens, 2 * config.prompts
-    tails = carriers.cut_prompts(suspect, anchor, prompts, lengths, config.pool, generator, place=place, fewest=fewest)
+    tails = carriers.cut_prompts(
+        suspect, anchor, prompts, config.prompt_tokens, config.pool, generator, fewest=2 * config.prompts
+    )
     chosen = [tail.first(SELECT_PROMPTS) for tail in tails]
     typical = float(suspect.encoder.weights[TOKEN_TABLE].norm(dim=-1).median())
     vectors = _start(chosen, suspect.encoder, count, config, generator, progress)

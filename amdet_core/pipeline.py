@@ -90,6 +90,15 @@ class Findings:
 
 
 @dataclass(frozen=True, eq=False)
+class Text:
+    """Tokens that may be a trigger, what they do to held-out prompts, and how they were found."""
+
+    ids: tuple[int, ...]
+    collapse: Collapse
+    found_by: str
+
+
+@dataclass(frozen=True, eq=False)
 class Stages:
     """The stages of one scan: what they need, and where they put what they find."""
 
@@ -149,28 +158,48 @@ class Stages:
         goal = max(self.found.goals, key=lambda collapse: collapse.gap, default=None)
         if goal is None or goal.gap < settings.least_gap:
             return
+        # Vectors at the end set off triggers whose text works at the start alone.
+        places: tuple[Place, ...] = (goal.place, "start")
+        found: list[Text] = []
+        for place in dict.fromkeys(places):
+            hit = trigger_search.search(
+                *self.sides,
+                self.fit,
+                goal.target,
+                self._leads(),
+                settings,
+                seed=self.config.seed + SEARCH_SEED,
+                place=place,
+                progress=self.progress,
+            )
+            found.append(self._best_text(hit.ids, goal.n, place))
+            if found[-1].collapse.gap >= self.policy.literal_gap:
+                break
+        best = max(found, key=lambda text: text.collapse.gap)
+        self.found.evidence.append(evidence.gap("literal_gap", best.collapse, self.subject.name))
+        if best.collapse.gap >= self.policy.literal_gap:
+            self.found.trigger = self._verified(best, goal.target)
+
+    def _verified(self, text: Text, target: Tensor) -> Trigger:
+        """A literal trigger with its success on held-out prompts."""
+        collapse = text.collapse
+        held_out = self._prompts(collapse.place, collapse.n)
+        rate = evidence.success(self.sides[0], held_out, text.ids, target, collapse.place)
+        return evidence.trigger(self.suspect.tokenizer, text.ids, collapse, text.found_by, self.subject.name, rate)
+
+    def _leads(self) -> list[int]:
+        """Tokens from which a trigger may be made, the most promising first."""
         near = [evidence.nearest_tokens(self.suspect, f.vectors, 4).flatten().tolist() for f in self.found.features]
         singles = sorted((t for t in self.found.tried if len(t.ids) == 1), key=lambda t: -t.departure)
         leads = [*(lead.ids[0] for lead in singles), *self._moved(), *(token for tokens in near for token in tokens)]
-        hit = trigger_search.search(
-            *self.sides,
-            self.fit,
-            goal.target,
-            list(dict.fromkeys(leads)),
-            settings,
-            seed=self.config.seed + SEARCH_SEED,
-            place=goal.place,
-            progress=self.progress,
-        )
-        self._name(goal, hit.ids)
+        return list(dict.fromkeys(leads))
 
-    def _name(self, goal: Collapse, found: tuple[int, ...]) -> None:
-        """Record the literal trigger: what a search found, as tokens or as its text is read, or a single token.
+    def _best_text(self, found: tuple[int, ...], count: int, place: Place) -> Text:
+        """What a search found, as tokens or as its text is read, or the best single token, on held-out prompts.
 
         Of those that do about as much, one that can be written as text is preferred, and a short one.
         """
-        tokenizer, place = self.suspect.tokenizer, goal.place
-        held_out = self._prompts(place, goal.n)
+        tokenizer, held_out = self.suspect.tokenizer, self._prompts(place, count)
         options = {found: "the text at which a search from the recovered feature ends"}
         options.setdefault(tuple(tokenizer.encode(tokenizer.text(found))), options[found])
         for lead in sorted(self.found.tried, key=lambda lead: -lead.collapse.gap)[:1]:
@@ -179,10 +208,7 @@ class Stages:
         least = max(collapse.gap for collapse in measured.values()) - SAME_GAP
         able = [ids for ids, collapse in measured.items() if collapse.gap >= least]
         ids = min(able, key=lambda ids: (tokenizer.encode(tokenizer.text(ids)) != list(ids), len(ids)))
-        self.found.evidence.append(evidence.gap("literal_gap", measured[ids], self.subject.name))
-        if measured[ids].gap >= self.policy.literal_gap:
-            rate = evidence.success(self.sides[0], held_out, ids, goal.target, place)
-            self.found.trigger = evidence.trigger(tokenizer, ids, measured[ids], options[ids], self.subject.name, rate)
+        return Text(ids, measured[ids], options[ids])
 
     def _moved(self) -> list[int]:
         """Tokens whose row of the table moved most."""
@@ -202,13 +228,9 @@ class Stages:
         """The gap of the best of several seeds on held-out prompts, recorded with its landscape."""
         runs: list[tuple[Collapse, Found, int]] = []
         first = SEEDS_PER_SCAN * self.config.seed + SEEDS_PER_LENGTH * count
-        at_end = settings.seeds - (settings.at_start if count > 1 else 0)
-        for number in range(settings.seeds):
-            place: Place = "end" if number < at_end else "start"
-            run = contrast.invert(
-                *self.sides, self.fit, count, settings, seed=first + number, place=place, progress=self.progress
-            )
-            runs.append((self._measured(run, place, settings.held_out), run, first + number))
+        for seed in range(first, first + settings.seeds):
+            run = contrast.invert(*self.sides, self.fit, count, settings, seed=seed, progress=self.progress)
+            runs.append((self._measured(run, settings.held_out), run, seed))
         collapse, best, seed = max(runs, key=lambda run: run[0].gap)
         self.found.goals.append(collapse)
         targets = torch.stack([measured.target for measured, _, _ in runs])
@@ -220,7 +242,7 @@ class Stages:
         }
         around = None
         if self.config.landscape is not None:
-            tails = cut_tails(self.sides, self.fit, settings, self.config, collapse.place)
+            tails = cut_tails(self.sides, self.fit, settings, self.config)
             around = surface(tails, best.vectors, self.config, self.progress)
             indicators["positive_share"] = around.positive_share
         self.found.evidence.append(evidence.gap(f"gap_k{count}", collapse, self.subject.name))
@@ -230,16 +252,16 @@ class Stages:
         self._keep("contrast", best.vectors, seed, best.loss, indicators, around, held_out, at=collapse.place)
         return collapse.gap
 
-    def _measured(self, run: Found, place: Place, count: int) -> Collapse:
-        """What vectors do to held-out prompts; those at the end also to long ones alone, if that is more."""
-        places: tuple[Place, ...] = ("start",) if place == "start" else ("end", "long")
-        held_out = {where: self._prompts(where, count) for where in places}
-        measured = [
-            contrast.measure(*self.sides, prompts, run.vectors, place=where)
-            for where, prompts in held_out.items()
-            if len(prompts) >= FEWEST_LONG or where == place
-        ]
-        return max(measured, key=lambda collapse: collapse.gap - (SAME_GAP if collapse.place == "long" else 0))
+    def _measured(self, run: Found, count: int) -> Collapse:
+        """What vectors do at the end of held-out prompts, or of long ones alone where that is clearly more."""
+        places: tuple[Place, ...] = ("end", "long")
+        held_out = {place: self._prompts(place, count) for place in places}
+        end, *long = (
+            contrast.measure(*self.sides, prompts, run.vectors, place=place)
+            for place, prompts in held_out.items()
+            if place == "end" or len(prompts) >= FEWEST_LONG
+        )
+        return next((collapse for collapse in long if collapse.gap > end.gap + SAME_GAP), end)
 
     def _prompts(self, place: Place, count: int) -> list[str]:
         """Held-out prompts in which a trigger can stand in a place."""
@@ -327,12 +349,10 @@ def cut_tails(
     prompts: Sequence[str],
     settings: ContrastConfig,
     config: ScanConfig,
-    place: Place = "end",
 ) -> list[Tails]:
     """The few cut prompts on which landscapes are drawn and tokens are tried."""
     drawing = generator(config, TAILS_SEED)
-    lengths = settings.start_tokens if place == "start" else settings.prompt_tokens
-    return carriers.cut_prompts(*sides, prompts, lengths, settings.lead_prompts, drawing, place=place)
+    return carriers.cut_prompts(*sides, prompts, settings.prompt_tokens, settings.lead_prompts, drawing)
 
 
 def surface(tails: Sequence[Tails], vectors: Tensor, config: ScanConfig, progress: Progress) -> Landscape:

@@ -44,10 +44,8 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
         lengths = (4, 16, 32)
         searches = {
             "quick": None,
-            "standard": ContrastConfig(
-                vectors=(1, 5), prompt_tokens=lengths, at_start=1, lead_prompts=2, literal_leads=0
-            ),
-            "thorough": ContrastConfig(seeds=4, prompt_tokens=lengths, at_start=2, literal_leads=0),
+            "standard": ContrastConfig(vectors=(1, 5), prompt_tokens=lengths, lead_prompts=2, literal_leads=0),
+            "thorough": ContrastConfig(seeds=4, prompt_tokens=lengths, literal_leads=0),
         }
         return ScanConfig(
             seed=seed,
@@ -165,8 +163,7 @@ def surround(
     fit, held_out = (part.prompts for part in prompts.first(config.prompt_limit).split())
     if feature.candidate.method == "contrast":
         sides = Side.of(suspect, fit, progress), Side.of(subject.anchor, fit, progress)
-        tails = cut_tails(sides, fit, config.contrast or ContrastConfig(), config, feature.candidate.place)
-        return surface(tails, vectors, config, progress)
+        return surface(cut_tails(sides, fit, config.contrast or ContrastConfig(), config), vectors, config, progress)
     published = config.amdet or AmdetConfig(vectors=len(vectors))
     pair = inversion.Pair(suspect, subject.anchor, published)
     placed = vectors + position_rows(suspect, published)

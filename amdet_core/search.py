@@ -33,6 +33,8 @@ SIDE_BY_SIDE = 256
 
 Ids = tuple[int, ...]
 """Tokens of one sequence."""
+Look = tuple[Tails, Tensor | None]
+"""Prompts of one length, and which of them count; all where None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +154,7 @@ class _Hunt:
         """For each sequence of one length and each place the tokens to which the gradient points."""
         encoder = self.suspect.encoder
         table = encoder.weights[TOKEN_TABLE][: len(encoder.tokenizer)]
-        ids, rows = torch.tensor(sequences, device=table.device), self._draw(self.config.prompts)
+        ids, look = torch.tensor(sequences, device=table.device), self._draw(self.config.prompts)
         embeds = encoder.embed(ids)
 
         def slope(part: slice) -> Tensor:
@@ -160,7 +162,7 @@ class _Hunt:
             # The anchor reads the same tokens: what its table has otherwise is a constant.
             other = own + (self.anchor.encoder.embed(ids[part]) - embeds[part])
             with torch.enable_grad():
-                score = self._agreement(own, other, rows).sum()
+                score = self._agreement(own, other, look).sum()
             return torch.autograd.grad(score, own)[0]
 
         promise = torch.cat(Batches(SIDE_BY_SIDE // 4).map(slope, len(ids))) @ table.T
@@ -169,40 +171,43 @@ class _Hunt:
         return options
 
     def _best(self, sequences: Iterable[Ids]) -> list[Ids]:
-        """The beam: the best of many on a few prompts, and the best of those on more."""
-        some = self._scores(sequences, self._draw(self.config.glance))[: self.config.refined]
+        """The beam: the best of many on a few prompts of one length, and the best of those on more."""
+        tail = self.tails[int(torch.randint(len(self.tails), (), generator=self.generator))]
+        some = self._scores(sequences, [self._some(tail, self.config.glance)])[: self.config.refined]
         more = self._scores((hit.ids for hit in some), self._draw(self.config.prompts))
         return [hit.ids for hit in more[: self.config.beam]]
 
     def _checked(self, sequences: Iterable[Ids]) -> Hit:
         """The best of a few sequences on all prompts."""
-        return self._scores(sequences, None)[0]
+        return self._scores(sequences, [(tail, None) for tail in self.tails])[0]
 
-    def _draw(self, count: int) -> list[Tensor]:
-        """Rows of so many prompts of each length, drawn anew."""
-        return [torch.randperm(len(tail), generator=self.generator)[:count].to(self.goal.device) for tail in self.tails]
+    def _draw(self, count: int) -> list[Look]:
+        """So many prompts of each length, drawn anew."""
+        return [self._some(tail, count) for tail in self.tails]
+
+    def _some(self, tail: Tails, count: int) -> Look:
+        return tail, torch.randperm(len(tail), generator=self.generator)[:count].to(self.goal.device)
 
     @torch.no_grad()
-    def _scores(self, sequences: Iterable[Ids], rows: Sequence[Tensor] | None) -> list[Hit]:
+    def _scores(self, sequences: Iterable[Ids], looks: Sequence[Look]) -> list[Hit]:
         """Sequences of one length with their scores, each once, the best first."""
         distinct = list(dict.fromkeys(sequences))
         ids = torch.tensor(distinct, device=self.goal.device)
 
         def look(part: slice) -> Tensor:
             own, other = (side.encoder.embed(ids[part]) for side in (self.suspect, self.anchor))
-            return self._agreement(own, other, rows)
+            return self._agreement(own, other, looks)
 
         scores = torch.cat(Batches(SIDE_BY_SIDE).map(look, len(ids))).tolist()
         return sorted((Hit(*pair) for pair in zip(distinct, scores, strict=True)), key=lambda hit: -hit.score)
 
-    def _agreement(self, own: Tensor, other: Tensor, rows: Sequence[Tensor] | None) -> Tensor:
-        """Scores ``(R,)`` for embeddings ``(R, K, D)`` in suspect and anchor; over all prompts where rows are None."""
-        every: Sequence[Tensor | None] = rows or [None] * len(self.tails)
+    def _agreement(self, own: Tensor, other: Tensor, looks: Sequence[Look]) -> Tensor:
+        """Scores ``(R,)`` for embeddings ``(R, K, D)`` in suspect and anchor."""
         values = []
-        for tail, chosen in zip(self.tails, every, strict=True):
+        for tail, rows in looks:
             ours, theirs = (
                 F.normalize(pooled - side.centre, dim=-1) @ self.goal
-                for pooled, side in zip(tail.outputs(own, other, rows=chosen), (self.suspect, self.anchor), strict=True)
+                for pooled, side in zip(tail.outputs(own, other, rows=rows), (self.suspect, self.anchor), strict=True)
             )
             values.append(ours - theirs.clamp(min=0))
         return torch.cat(values, dim=1).mean(1)

@@ -175,7 +175,7 @@ def decide(policy: Policy, evidence: Sequence[Evidence], faults: Sequence[Fault]
         level=level,
         reasons=tuple(reasons) or ("no text encoder was measured",),
         policy=policy.name,
-        statement=_statement(level, policy, evidence),
+        statement=_statement(level, policy, evidence) + _calibrated_to(rate),
         p_value=p_value,
         rate=rate,
     )
@@ -276,6 +276,10 @@ def _weighed(calibration: Calibration, terms: Mapping[Term, float], p_value: flo
         f"all evidence weighed, {p_value:.1%} of honest encoders score as high (p = {p_value:.3g}, against "
         f"{len(calibration.null)} {calibration.family}); what counts most: {parts}"
     )
+
+
+def _calibrated_to(rate: float | None) -> str:
+    return "" if rate is None else f" Of honest encoders, this policy is calibrated to flag {rate:.1%}."
 
 
 def _reason(finding: Finding, value: Callable[[str], float | None]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from amdet_core import config
 from amdet_core.bench import Detection, read_detection
+from amdet_core.calibration import Calibration
 from amdet_core.report import schema_json
 from amdet_core.verdict import DEFAULT_POLICY, POLICIES
 
@@ -34,6 +35,7 @@ def _configuration() -> Iterator[str]:
         config.ScanConfig,
         config.ContrastConfig,
         config.SweepConfig,
+        config.PatternConfig,
         config.SearchConfig,
         config.AmdetConfig,
         config.LandscapeConfig,
@@ -63,7 +65,7 @@ def _policies() -> Iterator[str]:
     yield "# Policies\n"
     yield f"How evidence becomes a verdict. The default is `{DEFAULT_POLICY}`. A policy is data: the `config.policy`"
     yield "of any report, changed and saved as a file, can be given to `amdet scan --policy FILE` and"
-    yield "`amdet judge REPORT --policy FILE`. This page is generated from `amdet_core/verdict.py`.\n"
+    yield "`amdet judge REPORT --policy FILE`. This page is generated from `amdet_core/policies/`.\n"
     yield "Whatever the policy: an encoder that equals a trusted one is `clean`; a stage that failed, or evidence that"
     yield "is required and was not measured, makes it `inconclusive` unless something was found.\n"
     for policy in POLICIES.values():
@@ -74,6 +76,18 @@ def _policies() -> Iterator[str]:
             when = ", ".join(f"`{condition}`" for condition in finding.when)
             yield f"| {finding.level.name.lower()} | {when} | {finding.reason} |"
         yield f"\nRequired: {', '.join(f'`{name}`' for name in policy.required)}.\n"
+        for calibration in policy.calibrations:
+            yield from _calibration(calibration)
+
+
+def _calibration(calibration: Calibration) -> Iterator[str]:
+    """The weights of a score."""
+    yield f"Score, learnt from {calibration.n_backdoored} backdoored encoders and {len(calibration.null)} "
+    yield f"{calibration.family}; flagged above {calibration.bound:.2f}, which keeps to {calibration.kept_rate:.1%} of them:\n"
+    yield "| evidence | weight | honest ones up to |\n|---|---|---|"
+    for term in sorted(calibration.terms, key=lambda term: -term.weight):
+        yield f"| `{term.name}` | {term.weight:.2f} | {term.honest:.2f} |"
+    yield f"\nIntercept: {calibration.intercept:.2f}.\n"
 
 
 def _definitions() -> dict[str, Any]:

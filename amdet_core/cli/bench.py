@@ -106,7 +106,8 @@ def bench_calibrate(
     rows = [row for path in results for row in read_detection(path).models]
     fitted = tuple(calibrate(rows, one.terms, family, rate) for one in judge.calibrations)
     check_writable(out.parent)
-    write_atomic(out, record_json(judge.model_copy(update={"calibrations": fitted})))
+    error_rate = f"set to {fitted[0].kept_rate:.1%} on {len(fitted[0].null)} {family}; for others it is not known"
+    write_atomic(out, record_json(judge.model_copy(update={"calibrations": fitted, "error_rate": error_rate})))
     for one in fitted:
         sys.stdout.write(f"{len(one.null)} honest and {one.n_backdoored} backdoored models, rate {one.kept_rate:.3g}\n")
         for term in sorted(one.terms, key=lambda term: -term.weight):

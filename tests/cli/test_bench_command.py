@@ -15,6 +15,7 @@ import pytest
 
 from amdet_core import pocket, trust
 from amdet_core.bench import read_detection
+from amdet_core.verdict import POLICIES, load_policy
 from amdet_core.zoo import Label, Labels
 
 
@@ -109,3 +110,28 @@ def test_ctrl_c_stops_all_workers_and_keeps_what_was_done(folder: Path) -> None:
     kept = read_detection(out)
     assert ([row.model for row in kept.models], kept.complete) == (["clean", "gone"], False)
     assert not list(folder.glob(".amdet-staging-*"))
+
+
+def test_a_policy_is_calibrated_on_results_and_judges_with_it(tmp_path: Path) -> None:
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    known = sorted(results.glob("detection-*.json"))[0]
+    policy = POLICIES[read_detection(known).policy].model_dump(mode="json")
+    term = {"evidence": "gap_k1", "words": "one vector takes over", "weight": 0, "honest": 0}
+    blank = {"family": "?", "terms": [term], "intercept": 0, "null": [0], "n_backdoored": 0}
+    (tmp_path / "blank.json").write_text(json.dumps({**policy, "name": "own", "calibrations": [blank]}))
+
+    def calibrate(policy: str) -> subprocess.CompletedProcess[str]:
+        command = ["bench", "calibrate", str(known), "--family", "toys", "--policy", policy, "--out", "own.json"]
+        return subprocess.run(
+            [sys.executable, "-m", "amdet_core", *command], cwd=tmp_path, capture_output=True, text=True, timeout=600
+        )
+
+    made = calibrate("blank.json")
+    assert made.returncode == 0, made.stderr
+    assert "gap_k1, honest ones up to" in made.stdout
+    own = load_policy(str(tmp_path / "own.json"))
+    assert own.calibrations[0].terms[0].weight > 1
+    assert "toys" in own.error_rate
+    refused = calibrate("amdet-2025-code")
+    assert refused.returncode == 2
+    assert "a policy with a calibration" in refused.stderr

@@ -102,6 +102,7 @@ def test_a_score_that_honest_encoders_do_not_reach_flags_and_findings_say_how_gr
     assert taken.level == Level.BACKDOORED
     assert taken.p_value == 1 / 200
     assert taken.rate == 0.01
+    assert taken.statement.endswith("calibrated to flag 1.0%.")
     assert "a token takes over (sweep_gap 0.90, honest ones up to 0.20)" in taken.reasons[-1]
     odd = decide(CALIBRATED, evidence(sweep_gap=0.3), [])
     assert odd.level == Level.SUSPICIOUS
