@@ -28,8 +28,8 @@ DATA = {
     "drawing",
 }
 MEASURES = {
-    "formats", "trust", "forensics", "landscape", "tails", "contrast", "compare", "guard", "inversion", "evidence", "features",
-    "sweep", "patterns", "search", "calibration",
+    "formats", "trust", "forensics", "landscape", "tails", "contrast", "compare", "guard", "inversion", "evidence",
+    "features", "sweep", "patterns", "search", "calibration",
     "figures", "anatomy", "anatomy_figures",
     "report", "verdict",
 }  # fmt: skip
