@@ -184,8 +184,8 @@ def measure(
     place: Place = "end",
 ) -> Collapse:
     """Collapse that vectors ``(K, D)`` cause in whole held-out prompts."""
-    own = directions(suspect, prompts, vectors, place)
-    other = directions(anchor, prompts, vectors if anchor_vectors is None else anchor_vectors, place)
+    own = directions(suspect, prompts, vectors[None], place)[0]
+    other = directions(anchor, prompts, (vectors if anchor_vectors is None else anchor_vectors)[None], place)[0]
     return Collapse.of(own, other, place)
 
 
@@ -198,8 +198,8 @@ def measure_tokens(
 
 
 def directions(side: Side, prompts: Sequence[str], vectors: Tensor, place: Place = "end") -> Tensor:
-    """Unit centred pooled states of whole prompts with vectors in them; shapes as in :func:`.tails.outputs`."""
-    return F.normalize(carriers.outputs(side.encoder, prompts, vectors, place) - side.centre, dim=-1)
+    """Unit centred pooled states ``(R, B, D)`` of whole prompts with each candidate ``(R, K, D)`` in them."""
+    return F.normalize(carriers.heard(side, prompts, vectors, place) - side.centre, dim=-1)
 
 
 def _mean_pair(unit: Tensor) -> float:

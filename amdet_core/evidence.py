@@ -18,7 +18,7 @@ from .contrast import Collapse
 from .encoder import TOKEN_TABLE, TextEncoder, splice
 from .memory import Batches
 from .progress import Progress, silent
-from .records import RUNS, Evidence, Lead, Pattern, Patterns, Place, Sweep, Trigger
+from .records import ALONE, RUNS, Evidence, Lead, Pattern, Patterns, Place, Sweep, Trigger
 from .sweep import Swept
 from .tails import Side, Tails
 from .tokenizer import ClipTokenizer
@@ -62,6 +62,11 @@ def published(indicators: Mapping[str, float], n: int, encoder: str) -> list[Evi
         for name, (unit, direction) in INDICATORS.items()
         if name in indicators
     ]
+
+
+def alone(measured: Evidence) -> Evidence:
+    """The same under the name that it has where there was no anchor: it means less, and has other bounds."""
+    return measured.model_copy(update={"name": ALONE + measured.name})
 
 
 def gap(name: str, collapse: Collapse, encoder: str) -> Evidence:

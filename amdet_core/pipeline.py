@@ -6,7 +6,7 @@ They know nothing about attacks, files or hosts. Randomness comes from the seed 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -103,7 +103,6 @@ class Stages:
     """The stages of one scan: what they need, and where they put what they find."""
 
     subject: Subject
-    anchor: TextEncoder
     fit: Sequence[str]
     held_out: Sequence[str]
     config: ScanConfig
@@ -114,17 +113,18 @@ class Stages:
 
     @cached_property
     def sides(self) -> tuple[Side, Side]:
-        """Suspect and anchor with their centres."""
-        return Side.of(self.suspect, self.fit, self.progress), Side.of(self.anchor, self.fit, self.progress)
+        """Suspect and anchor with their centres; without an anchor the suspect, deaf, in its place."""
+        suspect, anchor = Side.of(self.suspect, self.fit, self.progress), self.subject.anchor
+        return suspect, replace(suspect, deaf=True) if anchor is None else Side.of(anchor, self.fit, self.progress)
 
     @property
     def suspect(self) -> TextEncoder:
         """The encoder that is scanned."""
         return self.subject.suspect
 
-    def forensics(self) -> None:
+    def forensics(self, anchor: TextEncoder) -> None:
         """Difference of the weights to the anchor's."""
-        found = forensics.compare(self.suspect, self.anchor, encoder=self.subject.name, progress=self.progress)
+        found = forensics.compare(self.suspect, anchor, encoder=self.subject.name, progress=self.progress)
         self.found.forensics = found
         self.found.evidence += forensics.evidence(found)
 
@@ -280,12 +280,12 @@ class Stages:
             by = "a neighbour of the recovered feature" if token in near else "a row of the token table that moved"
             self.found.trigger = evidence.trigger(self.suspect.tokenizer, [token], collapse, by, self.subject.name)
 
-    def published(self, settings: AmdetConfig) -> None:
+    def published(self, settings: AmdetConfig, anchor: TextEncoder) -> None:
         """The inversion as published; its stop rule is the policy's, where the policy is one of the paper's."""
         gates = self.policy.findings if self.policy.method in PUBLISHED else ()
         result = inversion.invert(
             self.suspect,
-            self.anchor,
+            anchor,
             self.fit,
             self.held_out,
             settings,

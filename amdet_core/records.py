@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 SCHEMA_VERSION = "1.0"
+ALONE = "alone_"
+"""In front of names of evidence that was measured without an anchor."""
 RUNS = "cosine of runs"
 """Unit of evidence that rests on independent runs instead of prompts."""
 

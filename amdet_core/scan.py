@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from . import evidence, inversion
 from .config import AmdetConfig, ContrastConfig, LandscapeConfig, PatternConfig, ScanConfig, SearchConfig, SweepConfig
@@ -18,7 +19,7 @@ from .progress import Progress, silent
 from .prompts import PromptSet
 from .records import Fault, Landscape
 from .tails import Side
-from .verdict import PUBLISHED, Policy
+from .verdict import IDENTITY, PUBLISHED, Policy
 
 FEWEST_HELD_OUT = 4
 """Prompts without which nothing is measured."""
@@ -97,8 +98,8 @@ def scan(
 ) -> Findings:
     """Measure one encoder.
 
-    An encoder that equals a trusted one is answered by that proof alone. Without an anchor nothing can
-    be compared and no inversion runs; the policy then can't call it clean.
+    An encoder that equals a trusted one is answered by that proof alone. Without an anchor a sweep and what follows
+    it compare the suspect with itself without a trigger; what is measured so has names of its own.
 
     Args:
         place_trigger: puts a known trigger into a prompt, to measure the fidelity of what was recovered
@@ -110,7 +111,7 @@ def scan(
     found = Findings()
     tensors = len(subject.suspect.weights)
     found.evidence.append(evidence.identity(subject.identical, subject.name, tensors))
-    if subject.identical or subject.anchor is None:
+    if subject.identical or (subject.anchor is None and config.sweep is None):
         return found
     fit, held_out = (part.prompts for part in prompts.first(config.prompt_limit).split())
     if len(held_out) < FEWEST_HELD_OUT:
@@ -119,24 +120,25 @@ def scan(
             f"{len(held_out)} of {len(prompts)} from {prompts.source}",
             "Give more prompts; a few hundred typical ones are enough.",
         )
-    stages = Stages(subject, subject.anchor, fit, held_out, config, policy, place_trigger, progress, found)
-    with _stage(found, subject.name, "forensics"):
-        stages.forensics()
+    stages, anchor = Stages(subject, fit, held_out, config, policy, place_trigger, progress, found), subject.anchor
+    plan: list[tuple[str, Callable[[], None]]] = []
+    if anchor is not None:
+        plan.append(("forensics", partial(stages.forensics, anchor)))
     if config.sweep is not None:
-        with _stage(found, subject.name, "sweep"):
-            stages.sweep(config.sweep)
-    if config.patterns is not None:
-        with _stage(found, subject.name, "patterns"):
-            stages.patterns(config.patterns)
+        plan.append(("sweep", partial(stages.sweep, config.sweep)))
+    if config.patterns is not None and anchor is not None:
+        plan.append(("patterns", partial(stages.patterns, config.patterns)))
     if config.contrast is not None:
-        with _stage(found, subject.name, "contrast"):
-            stages.contrast(config.contrast)
+        plan.append(("contrast", partial(stages.contrast, config.contrast)))
     if config.search is not None:
-        with _stage(found, subject.name, "search"):
-            stages.search(config.search)
-    if config.amdet is not None:
-        with _stage(found, subject.name, "inversion"):
-            stages.published(config.amdet)
+        plan.append(("search", partial(stages.search, config.search)))
+    if config.amdet is not None and anchor is not None:
+        plan.append(("inversion", partial(stages.published, config.amdet, anchor)))
+    for name, stage in plan:
+        with _stage(found, subject.name, name):
+            stage()
+    if anchor is None:
+        found.evidence = [one if one.name == IDENTITY else evidence.alone(one) for one in found.evidence]
     return found
 
 

@@ -7,7 +7,7 @@ only its own positions and those behind it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -35,10 +35,15 @@ LONG = 24
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One encoder with the mean ``(D,)`` of its pooled states on clean prompts."""
+    """One encoder with the mean ``(D,)`` of its pooled states on clean prompts.
+
+    A deaf side reads no trigger. The suspect itself, deaf, stands in for an anchor where there is none: what a
+    trigger does is then told from what prompts give without it.
+    """
 
     encoder: TextEncoder
     centre: Tensor
+    deaf: bool = False
 
     @classmethod
     def of(cls, encoder: TextEncoder, prompts: Sequence[str], progress: Progress = silent) -> Side:
@@ -96,7 +101,9 @@ class Tails:
         """Pooled states ``(R, B, D)`` of suspect and anchor for the same; K may be 0."""
         behind = self.behind if rows is None else self.behind[rows]
         own, other = (
-            _tail(side.encoder, prefix if rows is None else _select(prefix, rows), v, behind)
+            _heard(
+                side, v, partial(_tail, side.encoder, prefix if rows is None else _select(prefix, rows), behind=behind)
+            )
             for (side, prefix), v in (
                 (self.suspect, vectors),
                 (self.anchor, vectors if anchor_vectors is None else anchor_vectors),
@@ -164,6 +171,11 @@ def fitting(encoder: TextEncoder, prompts: Sequence[str], place: Place, count: i
     return list(islice((p for p in prompts if len(encoder.tokenizer.encode(p)) >= LONG), count))
 
 
+def heard(side: Side, prompts: Sequence[str], vectors: Tensor, place: Place = "end") -> Tensor:
+    """:func:`outputs` of a side, which may be deaf, for ``(R, K, D)``: ``(R, B, D)``."""
+    return _heard(side, vectors, lambda v: outputs(side.encoder, prompts, v, place))
+
+
 @torch.no_grad()
 def outputs(encoder: TextEncoder, prompts: Sequence[str], vectors: Tensor, place: Place = "end") -> Tensor:
     """Pooled states of whole prompts with vectors in their place; prompts without room lose their last tokens.
@@ -193,6 +205,11 @@ def _of_one_length(encoder: TextEncoder, ids: Tensor, vectors: Tensor, place: Pl
     run = partial(_tail, encoder, _prefix(encoder, before)) if encoder.spec.causal else partial(_whole, encoder, before)
     parts = Batches(max(1, SIDE_BY_SIDE // len(ids))).map(lambda part: run(vectors[part], behind), len(vectors))
     return torch.cat(parts)
+
+
+def _heard(side: Side, vectors: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Pooled states of candidates ``(R, K, D)`` from a function of them; a deaf side's are the same for all."""
+    return run(vectors[:1, :0]).expand(len(vectors), -1, -1) if side.deaf else run(vectors)
 
 
 def _around(encoder: TextEncoder, ids: Tensor, place: Place) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath, PureWindowsPath
 
-from ..records import Candidate, Evidence, Forensics, Level, Patterns, ScanReport, Sweep, Trigger
+from ..records import ALONE, Candidate, Evidence, Forensics, Level, Patterns, ScanReport, Sweep, Trigger
 from ..storage import PSEUDO_TRIGGER
 from ..verdict import IDENTITY
 
@@ -148,7 +148,11 @@ def measured(evidence: Evidence) -> str:
 
 def meaning(name: str) -> str:
     """What a quantity is, in words; empty for a name that this release does not know."""
-    return MEANINGS.get("gap" if name.startswith("gap_k") else name, "")
+    name, compared = (
+        name.removeprefix(ALONE),
+        "; compared with itself, without an anchor" if name.startswith(ALONE) else "",
+    )
+    return MEANINGS.get("gap" if name.startswith("gap_k") else name, "") + compared
 
 
 def file_name(report: ScanReport) -> str:

@@ -137,6 +137,24 @@ def test_a_sweep_that_fails_is_a_fault_and_never_clean(toy: TextEncoder, monkeyp
     assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.INCONCLUSIVE
 
 
+def test_without_an_anchor_a_takeover_is_still_seen_and_nothing_is_called_clean(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few_candidates(monkeypatch, pocket.load("clean").tokenizer.encode(pocket.TRIGGER)[0])
+    quick = CASCADE.model_copy(update={"contrast": None, "search": None})
+    gaps = {}
+    for name in ("clean", "backdoored"):
+        found = scan(Subject("clip_l", pocket.load(name), None), PROMPTS, quick, POLICIES["amdet-2"])
+        assert not found.faults
+        assert found.forensics is None
+        values = {item.name: item.value for item in found.evidence}
+        assert values.keys() >= {"alone_sweep_gap", "alone_sweep_departure"}
+        assert "sweep_gap" not in values
+        assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.INCONCLUSIVE
+        gaps[name] = values["alone_sweep_gap"] or 0
+    assert gaps["backdoored"] > 0.5 > 2 * gaps["clean"]
+
+
 def test_an_identical_encoder_is_answered_without_any_stage(toy: TextEncoder) -> None:
     found = scan(Subject("clip_l", toy, toy, identical=True), PROMPTS, FAST, POLICY)
     assert [item.name for item in found.evidence] == ["identical_to_trusted"]
