@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..records import Forensics, ScanReport, Sweep
-from .words import identical, number, plain
+from .words import ALONE_WORDS, identical, number, plain
 
 MOST = 12
 """Rows of a table of weights or tokens."""
@@ -13,7 +13,9 @@ MOST = 12
 
 def sweep_table(report: ScanReport) -> str:
     """The tokens that stood out in each encoder, or why none were tried."""
-    return "\n\n".join("\n".join(_swept(sweep)) for sweep in report.sweeps) or _nothing(report)
+    anchored = {anchor.encoder for anchor in report.anchor or ()}
+    tables = ("\n".join(_swept(sweep, sweep.encoder in anchored)) for sweep in report.sweeps)
+    return "\n\n".join(tables) or _nothing(report)
 
 
 def forensics_table(report: ScanReport) -> str:
@@ -21,8 +23,10 @@ def forensics_table(report: ScanReport) -> str:
     return "\n\n".join("\n".join(_changed(forensics)) for forensics in report.forensics) or _nothing(report)
 
 
-def _swept(sweep: Sweep) -> Iterator[str]:
+def _swept(sweep: Sweep, anchored: bool) -> Iterator[str]:
     yield f"{sweep.encoder}: {sweep.tried:,} tokens and characters tried; those that stand out, on {sweep.n} prompts"
+    if not anchored:
+        yield f"{ALONE_WORDS}, and tokens that honestly mean much stand out too."
     yield ""
     yield from _table(
         ("text", "tokens", "where in prompts", "departure", "sigma", "gap"),

@@ -47,6 +47,10 @@ ALWAYS_UNCHECKED = (
 """Said where the report itself names nothing."""
 PLACES = {"start": "at the start of", "end": "at the end of", "long": "at the end of long"}
 """Where a trigger stood."""
+ALONE_WORDS = (
+    "No trusted encoder of the same sizes was given or found: its answers are compared with those without the token"
+)
+"""Said where a sweep had no anchor."""
 ANCHORS = {
     "given": "the anchor that was given",
     "trusted": "an encoder that you trust",
@@ -219,9 +223,12 @@ def _sentence(reason: str) -> str:
 def _compared(report: ScanReport) -> Iterator[str]:
     anchors = {anchor.encoder: anchor for anchor in report.anchor or ()}
     equal = identical(report)
+    swept = {sweep.encoder for sweep in report.sweeps}
     for encoder in report.target.encoders:
         anchor = anchors.get(encoder.name)
-        if anchor is None:
+        if anchor is None and encoder.name in swept:
+            yield f"{encoder.name}: with itself. {ALONE_WORDS}."
+        elif anchor is None:
             yield f"{encoder.name}: with nothing; no trusted encoder of the same sizes was at hand."
         elif encoder.name in equal:
             who = f"{anchor.name} ({ANCHORS[anchor.chosen]})"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .graphs import node, text
 from .graphs import pocket as pocket_node
-from .host import Host
+from .host import Host, Run
 
 TRIGGER = "о"
 
@@ -35,17 +37,30 @@ def test_the_sweep_names_the_planted_token_and_forensics_say_what_was_done(host:
 
 
 def test_without_anything_to_compare_the_nodes_say_so(host: Host) -> None:
-    same = {"clip": pocket_node("clean"), "other": node("PROBE_Small", kind="plain sdxl", noise=0.0)}
-    for name, why in (("clip", "identical to a trusted encoder"), ("other", "no trusted encoder of the same sizes")):
-        found = host.run(
-            {
-                **same,
-                "sweep": node("AMDET_TriggerSweep", clip=(name, 0), seed=1),
-                "weights": node("AMDET_WeightForensics", clip=(name, 0)),
-                "strongest": text(("sweep", 2)),
-            }
-        )
-        assert found.status == "success", found.error
-        assert why in found.text("sweep")
-        assert why in found.text("weights")
-        assert found.text("strongest") == ""
+    found = _both(host, pocket_node("clean"))
+    assert found.status == "success", found.error
+    assert "identical to a trusted encoder" in found.text("sweep")
+    assert "identical to a trusted encoder" in found.text("weights")
+    assert found.text("strongest") == ""
+
+
+def test_without_an_anchor_the_sweep_compares_with_no_token_and_says_so(host: Host) -> None:
+    found = _both(host, node("PROBE_Small", kind="plain sdxl", noise=0.0))
+    assert found.status == "success", found.error
+    why = "no trusted encoder of the same sizes was given or found"
+    assert why in found.text("sweep").lower()
+    assert "compared with those without the token" in found.text("sweep")
+    assert why in found.text("weights").lower()
+    assert found.text("strongest") != ""
+
+
+def _both(host: Host, clip: dict[str, Any]) -> Run:
+    """Both nodes on one CLIP, with no anchor connected."""
+    return host.run(
+        {
+            "clip": clip,
+            "sweep": node("AMDET_TriggerSweep", clip=("clip", 0), seed=1),
+            "weights": node("AMDET_WeightForensics", clip=("clip", 0)),
+            "strongest": text(("sweep", 2)),
+        }
+    )
