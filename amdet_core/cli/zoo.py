@@ -18,6 +18,9 @@ def zoo_build(
     base: Annotated[str, typer.Option(help="trusted encoder that all models come from: a path, or pocket")],
     recipe: Annotated[str, typer.Option(help="smoke, train, standard, paper, or a recipe file")],
     out: Annotated[Path, typer.Option(help="folder of the zoo; one that an earlier run left is completed")],
+    sample: Annotated[
+        int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
+    ] = None,
     jobs: Annotated[int, typer.Option(help="models made side by side", min=1)] = 1,
 ) -> None:
     """Make, check and label every model of a recipe; the same command goes on after an interruption."""
@@ -30,7 +33,7 @@ def zoo_build(
     check_writable(out)
     try:
         with ProgressLine() as line:
-            labels = build(encoder, chosen, out, jobs=jobs, progress=line)
+            labels = build(encoder, chosen, out, sample=sample, jobs=jobs, progress=line)
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted; the same command goes on from what {out} holds\n")
         raise typer.Exit(130) from None

@@ -22,7 +22,7 @@ from ..prompts import PromptSet
 from ..storage import record_json, write_atomic
 from ..workers import side_by_side
 from . import pools
-from .labels import FILE, Label, Labels
+from .labels import FILE, Label, Labels, evenly
 from .recipe import Entry, Recipe
 
 BASE = "base.safetensors"
@@ -41,12 +41,21 @@ class Task:
     least_retrieval: float
 
 
-def build(base: TextEncoder, recipe: Recipe, folder: Path, *, jobs: int = 1, progress: Progress = silent) -> Labels:
+def build(
+    base: TextEncoder,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    sample: int | None = None,
+    jobs: int = 1,
+    progress: Progress = silent,
+) -> Labels:
     """Make what is missing of a zoo.
 
     Args:
         base: the trusted encoder that every model comes from; stays as it is.
         folder: of the zoo; models that it holds already are kept.
+        sample: at most so many models, every group by its share; a later, larger one completes it.
         jobs: models that are made side by side, each in its own process.
         progress: told after each model.
 
@@ -60,8 +69,13 @@ def build(base: TextEncoder, recipe: Recipe, folder: Path, *, jobs: int = 1, pro
     entries = recipe.plan(base.tokenizer)
     done = {label.model: label for label in labels.models if (folder / label.model).exists()}
     failed: dict[str, str] = {}
-    tasks = [Task(folder, entry, recipe.half, recipe.least_retrieval) for entry in entries if _file(entry) not in done]
-    progress("zoo", len(done), len(entries), {})
+    chosen = evenly(entries, [entry.group.name for entry in entries])[:sample]
+    tasks = [Task(folder, entry, recipe.half, recipe.least_retrieval) for entry in chosen if _file(entry) not in done]
+    planned = len(done) + len(tasks)
+    if not tasks and planned != labels.planned:
+        labels = labels.model_copy(update={"planned": planned})
+        write_atomic(folder / FILE, record_json(labels))
+    progress("zoo", len(done), planned, {})
     with closing(side_by_side(_make, tasks, jobs)) as results:
         for task, made in results:
             if isinstance(made, Label):
@@ -69,9 +83,10 @@ def build(base: TextEncoder, recipe: Recipe, folder: Path, *, jobs: int = 1, pro
             else:
                 failed[task.entry.name] = f"{task.entry.group.name}: {made}"
             ordered = tuple(done[_file(entry)] for entry in entries if _file(entry) in done)
-            labels = labels.model_copy(update={"models": ordered, "failed": dict(sorted(failed.items()))})
+            update = {"models": ordered, "failed": dict(sorted(failed.items())), "planned": planned}
+            labels = labels.model_copy(update=update)
             write_atomic(folder / FILE, record_json(labels))
-            progress("zoo", len(done) + len(failed), len(entries), {})
+            progress("zoo", len(done) + len(failed), planned, {})
     return Labels.read(folder) if tasks else labels
 
 
@@ -135,7 +150,6 @@ def _begun(base: TextEncoder, recipe: Recipe, folder: Path) -> Labels:
             recipe_sha256=recipe.sha256,
             seed=recipe.seed,
             models=(),
-            planned=sum(group.count for group in recipe.groups),
         )
     labels = Labels.read(folder)
     if (labels.recipe_sha256, labels.base_fingerprint) != (recipe.sha256, fingerprint):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -13,6 +14,7 @@ from ..records import Record
 from ..storage import first_error
 
 FILE = "labels.json"
+T = TypeVar("T")
 
 
 class Label(Record):
@@ -43,18 +45,11 @@ class Labels(Record):
     seed: int
     models: tuple[Label, ...]
     failed: dict[str, str] = Field(default={}, description="models that could not be made, with the reason")
-    planned: int = Field(default=0, description="models of the recipe")
+    planned: int = Field(default=0, description="models that were asked for; a recipe may have more")
 
     def evenly(self) -> tuple[Label, ...]:
-        """The models in an order of which every beginning holds all groups by their share, as far as it goes."""
-        sizes = Counter(label.group for label in self.models)
-        seen: Counter[str] = Counter()
-        places = []
-        for label in self.models:
-            places.append((seen[label.group] + 0.5) / sizes[label.group])
-            seen[label.group] += 1
-        order = sorted(range(len(self.models)), key=places.__getitem__)
-        return tuple(self.models[i] for i in order)
+        """The models as :func:`evenly` orders them."""
+        return evenly(self.models, [label.group for label in self.models])
 
     @classmethod
     def read(cls, folder: Path) -> Labels:
@@ -79,3 +74,13 @@ class Labels(Record):
                 first_error(error),
                 "The file was edited or damaged; build the zoo again.",
             ) from error
+
+
+def evenly(models: Sequence[T], groups: Sequence[str]) -> tuple[T, ...]:
+    """Models in an order of which every beginning holds all groups by their share, as far as it goes."""
+    sizes, seen, places = Counter(groups), Counter[str](), list[float]()
+    for group in groups:
+        places.append((seen[group] + 0.5) / sizes[group])
+        seen[group] += 1
+    order = sorted(range(len(models)), key=places.__getitem__)
+    return tuple(models[i] for i in order)

@@ -28,6 +28,7 @@ from amdet_core.confusables import invisible, lookalikes
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, NumericalError, StorageError
 from amdet_core.prompts import Style, builtin_prompts
+from amdet_core.storage import record_json
 from amdet_core.tokenizer import clip_tokenizer
 from amdet_core.zoo import Labels, Recipe, build, pools
 from amdet_core.zoo.recipe import Entry, Group, Kind
@@ -380,7 +381,7 @@ def test_a_zoo_holds_its_base_its_models_and_what_they_are(toy: TextEncoder, tmp
 
     labels = build(toy, SIX, tmp_path / "zoo", progress=progress)
     assert heard == [("zoo", done, 6) for done in range(7)]
-    assert calls == [f"m{i:03d}" for i in range(6)]
+    assert sorted(calls) == [f"m{i:03d}" for i in range(6)]
     assert Labels.read(tmp_path / "zoo") == labels
     assert (labels.name, labels.planned, labels.seed, labels.recipe_sha256) == ("tiny", 6, 3, SIX.sha256)
     assert labels.failed == {}
@@ -409,6 +410,26 @@ def test_files_give_nothing_away(toy: TextEncoder, tmp_path: Path, calls: list[s
     assert headers[0][0] == {"format": "pt"}
     assert all(header == headers[0] for header in headers)
     assert len(sizes) == 1
+
+
+def test_a_sample_holds_every_group_by_its_share_and_can_grow(
+    toy: TextEncoder, tmp_path: Path, calls: list[str]
+) -> None:
+    groups = {entry.name: entry.group.name for entry in SIX.plan(TOKENIZER)}
+    sample = build(toy, SIX, tmp_path, sample=3)
+    assert (len(sample.models), sample.planned) == (3, 3)
+    assert len({groups[name] for name in calls}) == min(3, len(set(groups.values())))
+    assert build(toy, SIX, tmp_path, sample=2) == sample
+    whole = build(toy, SIX, tmp_path)
+    assert (len(whole.models), whole.planned, len(calls)) == (6, 6, 6)
+    assert [label.model for label in whole.models] == [f"m{i:03d}.safetensors" for i in range(6)]
+
+
+def test_what_is_there_is_a_zoo_where_no_more_is_asked_for(toy: TextEncoder, tmp_path: Path, calls: list[str]) -> None:
+    labels = build(toy, SIX, tmp_path, sample=3)
+    (tmp_path / "labels.json").write_bytes(record_json(labels.model_copy(update={"planned": 6})))
+    assert build(toy, SIX, tmp_path, sample=3) == labels
+    assert Labels.read(tmp_path) == labels
 
 
 def test_a_finished_zoo_is_kept(toy: TextEncoder, tmp_path: Path, calls: list[str]) -> None:
