@@ -165,7 +165,7 @@ def _results(recorded: Mapping[str, Detection]) -> Iterator[str]:
         m = result.metrics.overall
         cells = (
             result.zoo.name,
-            f"[{result.policy}]({path})",
+            f"[{result.title}]({path})",
             f"{m.n_backdoored}, {m.n_benign}",
             _percent(m.recall, m.recall_interval),
             _percent(m.fpr, m.fpr_interval),
@@ -178,7 +178,7 @@ def _results(recorded: Mapping[str, Detection]) -> Iterator[str]:
         )
         yield f"| {' | '.join(cells)} |"
     for zoo in dict.fromkeys(result.zoo.name for result in recorded.values()):
-        policies = {r.policy: r.metrics.by_kind for r in recorded.values() if r.zoo.name == zoo}
+        policies = {r.title: r.metrics.by_kind for r in recorded.values() if r.zoo.name == zoo}
         yield f"\n| recall in {zoo} | {' | '.join(policies)} |\n|" + "---|" * (len(policies) + 1)
         for kind in dict.fromkeys(kind for by_kind in policies.values() for kind in by_kind):
             found = [by_kind.get(kind) for by_kind in policies.values()]

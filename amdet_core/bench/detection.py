@@ -1,24 +1,29 @@
-"""The detection benchmark: every model of a zoo is scanned as a user would scan it, against the zoo's base."""
+"""The detection benchmark: every model of a zoo is scanned as a user would scan it, most often against its base."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from random import Random
 from typing import Literal
 
 from pydantic import Field
 
 from ..config import Config
+from ..errors import ConfigError
 from ..jobs import Job
 from ..progress import Progress, silent
 from ..scan import plan
 from ..verdict import DEFAULT_POLICY, load_policy
-from ..zoo.labels import Labels
+from ..zoo.labels import Label, Labels
 from .metrics import measure
 from .models import machine, run_models, zoo_info
-from .results import Detection, Seeds, read_detection
+from .results import Against, Detection, Seeds, read_detection
 from .scans import scan_model
 from .source import commit
+
+RELATIVES = ("fine-tune", "merge", "average")
+"""Kinds of honest models that stand in for a base which nobody has any more."""
 
 
 class Benchmark(Config):
@@ -26,6 +31,7 @@ class Benchmark(Config):
 
     zoo: Path = Field(description="folder with labels.json and the models")
     policy: str = Field(default=DEFAULT_POLICY, description="name or file")
+    anchor: Against = Field(default="base", description="what models are compared with")
     preset: Literal["quick", "standard", "thorough"] = Field(default="standard", description="how much work")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
     seed: int = Field(default=42, ge=0, description="of every scan")
@@ -34,16 +40,36 @@ class Benchmark(Config):
         default=None, ge=1, description="at most so many models, every group by its share of the zoo; null: all"
     )
 
-    def job(self, model: str, base: str) -> Job:
-        """The scan of one model against the base encoder."""
+    def job(self, label: Label, labels: Labels) -> Job:
+        """The scan of one model as a user would start it.
+
+        Raises:
+            ConfigError: a relative is asked for, and the zoo has none.
+        """
         return Job(
-            target=self.zoo / model,
-            anchor=str(self.zoo / base),
+            target=self.zoo / label.model,
+            anchor=self._anchor(label, labels),
             preset=self.preset,
             policy=self.policy,
             device=self.device,
             seed=self.seed,
         )
+
+    def _anchor(self, label: Label, labels: Labels) -> str:
+        if self.anchor == "none":
+            return "none"
+        if self.anchor == "base":
+            return str(self.zoo / labels.base)
+        others = [
+            one.model
+            for one in labels.models
+            if one.label == "benign" and one.kind in RELATIVES and one.model != label.model
+        ]
+        if not others:
+            raise ConfigError(
+                f"another honest model in {self.zoo} ({', '.join(RELATIVES)})", "none", "Build a larger zoo."
+            )
+        return str(self.zoo / Random(f"{self.seed} {label.model}").choice(others))
 
 
 def run(benchmark: Benchmark, out: Path, *, command: str = "", progress: Progress = silent) -> Detection:
@@ -65,11 +91,11 @@ def run(benchmark: Benchmark, out: Path, *, command: str = "", progress: Progres
         labels,
         _empty(benchmark, labels, command),
         scan_model,
-        lambda label: (label, benchmark.job(label.model, labels.base)),
+        lambda label: (label, benchmark.job(label, labels)),
         measure,
         out=out,
         read=read_detection,
-        same={"policy": "policy", "preset": "preset"},
+        same={"policy": "policy", "preset": "preset", "anchor": "anchor"},
         sample=benchmark.sample,
         jobs=benchmark.jobs,
         progress=progress,
@@ -86,6 +112,7 @@ def _empty(benchmark: Benchmark, labels: Labels, command: str) -> Detection:
         machine=machine(benchmark.device, benchmark.jobs),
         zoo=zoo_info(labels),
         policy=policy.name,
+        anchor=benchmark.anchor,
         preset=benchmark.preset,
         seeds=Seeds(zoo=labels.seed, scan=benchmark.seed),
         settings_sha256=hashlib.sha256(settings.encode()).hexdigest(),

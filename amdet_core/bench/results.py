@@ -153,13 +153,23 @@ class Metrics(Record):
     intentional: Intentional
 
 
+Against = Literal["base", "relative", "none"]
+"""What models are compared with: the zoo's base, another honest model that comes from it, or nothing."""
+
+
 class Detection(Result):
     """One policy over one zoo."""
 
     policy: str
+    anchor: Against = "base"
     preset: Literal["quick", "standard", "thorough"]
     metrics: Metrics
     models: tuple[ModelResult, ...] = Field(description="in the order of the zoo's labels")
+
+    @property
+    def title(self) -> str:
+        """The policy, and what it lacked."""
+        return self.policy + {"base": "", "relative": ", relative as anchor", "none": ", no anchor"}[self.anchor]
 
 
 def read_detection(path: Path) -> Detection:

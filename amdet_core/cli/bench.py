@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from ..bench import Benchmark, Detection, GuardBenchmark, GuardResult
 
 T = TypeVar("T")
+
+
+class Against(str, Enum):
+    """What the models of a zoo are compared with."""
+
+    base = "base"
+    relative = "relative"
+    none = "none"
+
+
 bench_app = typer.Typer(help="Measure how well models or prompts of known labels are told apart.", no_args_is_help=True)
 
 
@@ -28,6 +39,9 @@ def bench_detection(
     policy: Annotated[
         list[str] | None, typer.Option(help="how to judge: a name or a file; may be given several times")
     ] = None,
+    anchor: Annotated[
+        Against, typer.Option(help="what models are compared with: the base, an honest relative of it, or nothing")
+    ] = Against.base,
     preset: Annotated[Preset, typer.Option(help="how much work")] = Preset.standard,
     device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
     seed: Annotated[int, typer.Option(help="of every scan", min=0)] = 42,
@@ -39,7 +53,7 @@ def bench_detection(
         str, typer.Option(help="result file; one that an earlier run left is completed")
     ] = "detection-{zoo}-{policy}.json",
 ) -> None:
-    """Scan every model of a zoo against its base, and compare the verdicts with the labels."""
+    """Scan every model of a zoo, and compare the verdicts with the labels."""
     from ..bench import Benchmark, run
     from ..verdict import DEFAULT_POLICY, load_policy
     from ..zoo.labels import Labels
@@ -48,11 +62,17 @@ def bench_detection(
     if len(policies) > 1 and "{policy}" not in out:
         raise ConfigError("{policy} in the name of the file, as there are several", out, "Add it to --out.")
     name = Labels.read(zoo).name
-    settings: dict[str, Any] = {"preset": preset.value, "device": device.value, "seed": seed, "sample": sample}
+    settings: dict[str, Any] = {
+        "anchor": anchor.value,
+        "preset": preset.value,
+        "device": device.value,
+        "seed": seed,
+        "sample": sample,
+    }
     plans = [(Benchmark(zoo=zoo, policy=chosen, jobs=jobs, **settings), load_policy(chosen)) for chosen in policies]
     for benchmark, judge in plans:
         file = Path(out.replace("{zoo}", name).replace("{policy}", judge.name))
-        command = _command("detection", benchmark, file, ("policy", "preset", "device", "seed", "sample"))
+        command = _command("detection", benchmark, file, ("policy", "anchor", "preset", "device", "seed", "sample"))
         result = _going_on(file, partial(run, benchmark, file, command=command))
         sys.stdout.write(f"{_table(result)}\nwritten: {file}\n")
 
@@ -155,7 +175,7 @@ def _table(result: Detection) -> str:
         "  at the highest FPR": (found.ppv_pessimistic, None),
     }
     head = (
-        f"{result.zoo.name}, {result.policy}: {found.n_backdoored} backdoored, {found.n_benign} benign, "
+        f"{result.zoo.name}, {result.title}: {found.n_backdoored} backdoored, {found.n_benign} benign, "
         f"{found.could_not_tell} of them could not be judged; {meant.flagged} of {meant.n} intentional flagged"
     )
     return "\n".join([head, *(f"  {name:<22}{_number(*row)}" for name, row in rows.items())])

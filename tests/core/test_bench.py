@@ -46,6 +46,10 @@ def label(model: str, kind: str = "backdoored", **more: object) -> Label:
     return Label.model_validate({"model": model, "label": kind, "fingerprint": f"fp-{model}", **values, **more})
 
 
+def honest(model: str, kind: str) -> Label:
+    return label(model, "benign").model_copy(update={"kind": kind})
+
+
 def trigger(text: str) -> Trigger:
     ids = tuple(clip_tokenizer().encode(text))
     return Trigger(
@@ -337,6 +341,27 @@ def test_a_run_scans_every_model_against_the_base(
     assert result.metrics.intentional.flagged == 1
     assert result.machine.torch == torch.__version__
     assert result.machine.threads == torch.get_num_threads()
+
+
+def test_models_are_compared_with_the_base_another_honest_model_or_nothing(
+    zoo: Path, calls: list[str], tmp_path: Path, toy: TextEncoder
+) -> None:
+    labels = Labels.read(zoo)
+    anchors = {label.model: Benchmark(zoo=zoo, anchor="none").job(label, labels).anchor for label in labels.models}
+    assert set(anchors.values()) == {"none"}
+    write_labels(zoo, (label("a"), *(honest(name, "merge") for name in "bc")), toy)
+    labels = Labels.read(zoo)
+    relative = Benchmark(zoo=zoo, anchor="relative")
+    drawn = {one.model: relative.job(one, labels).anchor for one in labels.models}
+    assert drawn["a"] in (str(zoo / "b"), str(zoo / "c"))
+    assert (drawn["b"], drawn["c"]) == (str(zoo / "c"), str(zoo / "b"))
+    result = run(relative, tmp_path / "r.json")
+    assert (result.anchor, result.title) == ("relative", "amdet-1, relative as anchor")
+    with pytest.raises(ConfigError, match="anchor base; found anchor relative"):
+        run(Benchmark(zoo=zoo), tmp_path / "r.json")
+    write_labels(zoo, (label("a"), honest("b", "cast")), toy)
+    with pytest.raises(ConfigError, match="another honest model"):
+        run(relative, tmp_path / "other.json")
 
 
 def test_an_interrupted_run_keeps_what_was_done_and_goes_on(
