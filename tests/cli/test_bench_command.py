@@ -66,7 +66,8 @@ def test_several_policies_write_one_file_each_with_the_command_that_makes_it(fol
         result = read_detection(folder / name)
         assert result.complete
         assert result.command == (
-            f"amdet bench detection --zoo quick --policy {policy} --anchor base --preset quick --device auto --seed 42 --out {name}"
+            f"amdet bench detection --zoo quick --policy {policy} --anchor base --preset quick --device auto "
+            f"--seed 42 --out {name}"
         )
         assert f"quick, {policy}: 0 backdoored, 2 benign, 1 of them could not be judged" in done.stdout
         assert f"written: {name}" in done.stdout
