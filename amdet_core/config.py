@@ -65,7 +65,7 @@ class ContrastConfig(Config):
     prompts: int = Field(default=6, ge=2, description="prompts per step, drawn anew each time")
     pool: int = Field(default=64, ge=4, description="prompts of each length from which a run draws")
     prompt_tokens: tuple[int, ...] = Field(
-        default=(4, 8, 16), min_length=1, description="lengths to which they are cut, in tokens, taken in turn"
+        default=(4, 16, 32), min_length=1, description="lengths to which they are cut, in tokens, taken in turn"
     )
     anchor_weight: float = Field(default=1.0, ge=0, description="factor of the anchor's collapse in the loss, K = 1")
     anchor_weight_long: float = Field(default=0.5, ge=0, description="the same for K > 1")
@@ -74,10 +74,7 @@ class ContrastConfig(Config):
         default=0.9, gt=0, le=1, description="gap at which a run stops early and longer triggers are not tried"
     )
     held_out: int = Field(default=64, ge=8, description="prompts on which the gap is measured")
-    literal_leads: int = Field(default=64, ge=0, description="real tokens near the vector that are tried as text")
-    lead_prompts: int = Field(
-        default=4, ge=2, description="prompts of each length for the landscape and for the tokens that are tried"
-    )
+    landscape_prompts: int = Field(default=2, ge=2, description="prompts of each length for the landscape")
 
 
 class SweepConfig(Config):

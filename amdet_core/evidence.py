@@ -16,18 +16,14 @@ from . import contrast, losses, patterns, sweep
 from . import tails as carriers
 from .contrast import Collapse
 from .encoder import TOKEN_TABLE, TextEncoder, splice
-from .memory import Batches
-from .progress import Progress, silent
 from .records import ALONE, RUNS, Evidence, Lead, Pattern, Patterns, Place, Sweep, Trigger
 from .sweep import Swept
-from .tails import Side, Tails
+from .tails import Side
 from .tokenizer import ClipTokenizer
 
 Interval = tuple[float, float]
 CHUNK = 32
 """Prompts that run side by side in full length."""
-VERIFIED = 4
-"""Leads that are verified on whole held-out prompts, the best by the cheap score."""
 
 INDICATORS: Mapping[str, tuple[str, Literal["higher", "lower"]]] = {
     "running_loss": ("loss", "lower"),
@@ -102,33 +98,6 @@ def nearest_tokens(encoder: TextEncoder, vectors: Tensor, count: int) -> Tensor:
     scores = F.normalize(vectors, dim=-1) @ table.T
     scores[:, [encoder.tokenizer.bos_id, encoder.tokenizer.eos_id]] = -1
     return scores.topk(count, dim=-1).indices
-
-
-def best_token(
-    suspect: Side,
-    anchor: Side,
-    tails: Sequence[Tails],
-    held_out: Sequence[str],
-    leads: Sequence[int],
-    progress: Progress = silent,
-) -> tuple[int, Collapse]:
-    """The real token among ``leads`` with the largest gap when it stands alone before EOS.
-
-    Every lead is scored on cut prompts, the best few are measured on whole held-out prompts. Each
-    encoder reads the token from its own table.
-    """
-    ids = torch.tensor(list(leads), device=suspect.encoder.device)
-
-    def score(part: slice) -> Tensor:
-        progress("literal trigger", part.start, len(ids))
-        own, other = (side.encoder.embed(ids[part, None]) for side in (suspect, anchor))
-        return contrast.gaps(tails, own, other)
-
-    with torch.no_grad():
-        scores = Batches(contrast.SCORED).map(score, len(ids))
-    order = torch.cat(scores).argsort(descending=True)[:VERIFIED]
-    measured = [(int(i), contrast.measure_tokens(suspect, anchor, held_out, [int(i)])) for i in ids[order]]
-    return max(measured, key=lambda pair: pair[1].gap)
 
 
 @dataclass(frozen=True, eq=False)

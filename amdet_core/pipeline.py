@@ -216,13 +216,10 @@ class Stages:
         return [row.token_id for row in rows if row.token_id < len(self.suspect.tokenizer)]
 
     def contrast(self, settings: ContrastConfig) -> None:
-        """Anchor-relative inversion of every length, then real tokens as literal triggers."""
+        """Anchor-relative inversion of every length."""
         for count in settings.vectors:
             if self._one_length(settings, count) >= settings.enough:
                 break
-        if settings.literal_leads:
-            tails = cut_tails(self.sides, self.fit, settings, self.config)
-            self._literal(settings, self.sides, tails, self.held_out[: settings.held_out])
 
     def _one_length(self, settings: ContrastConfig, count: int) -> float:
         """The gap of the best of several seeds on held-out prompts, recorded with its landscape."""
@@ -266,19 +263,6 @@ class Stages:
     def _prompts(self, place: Place, count: int) -> list[str]:
         """Held-out prompts in which a trigger can stand in a place."""
         return carriers.fitting(self.suspect, self.held_out, place, count)
-
-    def _literal(
-        self, settings: ContrastConfig, sides: tuple[Side, Side], tails: Sequence[Tails], held_out: Sequence[str]
-    ) -> None:
-        """Try real tokens: those nearest to the features, and those whose row of the table moved."""
-        vectors = torch.cat([feature.vectors for feature in self.found.features])
-        near = evidence.nearest_tokens(self.suspect, vectors, settings.literal_leads).flatten().tolist()
-        leads = list(dict.fromkeys(near + self._moved()))
-        token, collapse = evidence.best_token(*sides, tails, held_out, leads, self.progress)
-        self.found.evidence.append(evidence.gap("literal_gap", collapse, self.subject.name))
-        if collapse.gap >= self.policy.literal_gap:
-            by = "a neighbour of the recovered feature" if token in near else "a row of the token table that moved"
-            self.found.trigger = evidence.trigger(self.suspect.tokenizer, [token], collapse, by, self.subject.name)
 
     def published(self, settings: AmdetConfig, anchor: TextEncoder) -> None:
         """The inversion as published; its stop rule is the policy's, where the policy is one of the paper's."""
@@ -350,9 +334,9 @@ def cut_tails(
     settings: ContrastConfig,
     config: ScanConfig,
 ) -> list[Tails]:
-    """The few cut prompts on which landscapes are drawn and tokens are tried."""
+    """The few cut prompts on which landscapes are drawn."""
     drawing = generator(config, TAILS_SEED)
-    return carriers.cut_prompts(*sides, prompts, settings.prompt_tokens, settings.lead_prompts, drawing)
+    return carriers.cut_prompts(*sides, prompts, settings.prompt_tokens, settings.landscape_prompts, drawing)
 
 
 def surface(tails: Sequence[Tails], vectors: Tensor, config: ScanConfig, progress: Progress) -> Landscape:

@@ -28,6 +28,7 @@ FEWEST_HELD_OUT = 4
 def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
     """The settings of a preset for a policy.
 
+    The preset quick is the inversion of one vector alone: trying every token costs as much as all inversions.
     A policy of the paper runs the published schedule; the preset quick looks at its gates every 20 steps
     instead of every 2, which is what takes the time on a CPU.
 
@@ -40,30 +41,19 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
         if policy.method == "amdet-paper":
             published = AmdetConfig(check_every=every, weight_deviation=1.0, weight_anchor=5.0, epoch_break=None)
         return ScanConfig(seed=seed, preset=preset, amdet=published)
-    around = LandscapeConfig(grid=19, radius=None)
-    if policy.method == "cascade":
-        lengths = (4, 16, 32)
-        searches = {
-            "quick": None,
-            "standard": ContrastConfig(vectors=(1, 5), prompt_tokens=lengths, lead_prompts=2, literal_leads=0),
-            "thorough": ContrastConfig(seeds=4, prompt_tokens=lengths, literal_leads=0),
-        }
-        return ScanConfig(
-            seed=seed,
-            preset=preset,
-            sweep=SweepConfig(),
-            patterns=PatternConfig(),
-            search=SearchConfig(),
-            contrast=searches.get(preset),
-            landscape=around,
-        )
+    search, around = SearchConfig(), LandscapeConfig(grid=19, radius=None)
     if preset == "quick":
-        return ScanConfig(seed=seed, preset=preset, contrast=ContrastConfig(vectors=(1,), seeds=1), landscape=around)
-    if preset == "thorough":
-        return ScanConfig(
-            seed=seed, preset=preset, contrast=ContrastConfig(seeds=4), amdet=AmdetConfig(), landscape=around
-        )
-    return ScanConfig(seed=seed, preset=preset, contrast=ContrastConfig(vectors=(1, 5)), landscape=around)
+        one = ContrastConfig(vectors=(1,), seeds=1)
+        return ScanConfig(seed=seed, preset=preset, contrast=one, search=search, landscape=around)
+    return ScanConfig(
+        seed=seed,
+        preset=preset,
+        sweep=SweepConfig(),
+        patterns=PatternConfig(),
+        contrast=ContrastConfig(seeds=4) if preset == "thorough" else ContrastConfig(vectors=(1, 5)),
+        search=search,
+        landscape=around,
+    )
 
 
 def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
@@ -79,8 +69,6 @@ def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
         plan["trigger search"] = 1
     if config.contrast is not None:
         plan["landscape"] = len(config.contrast.vectors)
-        if config.contrast.literal_leads:
-            plan["literal trigger"] = 1
         plan |= {f"contrast k={count}": config.contrast.seeds for count in config.contrast.vectors}
     if config.amdet is not None:
         plan["inversion"] = 1
@@ -98,8 +86,8 @@ def scan(
 ) -> Findings:
     """Measure one encoder.
 
-    An encoder that equals a trusted one is answered by that proof alone. Without an anchor a sweep and what follows
-    it compare the suspect with itself without a trigger; what is measured so has names of its own.
+    An encoder that equals a trusted one is answered by that proof alone. Without an anchor the suspect is compared
+    with itself without a trigger; what is measured so has names of its own.
 
     Args:
         place_trigger: puts a known trigger into a prompt, to measure the fidelity of what was recovered
@@ -111,7 +99,7 @@ def scan(
     found = Findings()
     tensors = len(subject.suspect.weights)
     found.evidence.append(evidence.identity(subject.identical, subject.name, tensors))
-    if subject.identical or (subject.anchor is None and config.sweep is None):
+    if subject.identical or (subject.anchor is None and config.sweep is None and config.contrast is None):
         return found
     fit, held_out = (part.prompts for part in prompts.first(config.prompt_limit).split())
     if len(held_out) < FEWEST_HELD_OUT:

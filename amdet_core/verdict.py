@@ -83,10 +83,10 @@ class Policy(Record):
 
     name: str
     description: str
-    method: Literal["contrast", "cascade", "amdet-code", "amdet-paper"] = Field(description="inversion that it judges")
+    method: Literal["cascade", "amdet-code", "amdet-paper"] = Field(description="inversion that it judges")
     findings: tuple[Finding, ...]
     required: tuple[str, ...] = Field(description="evidence without which nothing found means inconclusive")
-    literal_gap: float = Field(default=0.3, description="a real token with at least this gap is named as the trigger")
+    literal_gap: float = Field(default=0.3, description="a text with at least this gap is named as the trigger")
     error_rate: str = Field(description="what is known about its false positives, in one sentence")
     calibrations: tuple[Calibration, ...] = Field(
         default=(), description="the one that takes most evidence first; the first of which all is there counts"
@@ -107,7 +107,7 @@ def _built_in() -> dict[str, Policy]:
     return {policy.name: policy for policy in sorted(policies, key=lambda p: (p.name != DEFAULT_POLICY, p.name))}
 
 
-DEFAULT_POLICY = "amdet-1"
+DEFAULT_POLICY = "amdet-2"
 POLICIES = _built_in()
 POSITIVE_SHARE = next(
     gate for gate in POLICIES["amdet-2025-code"].findings[0].when if gate.evidence == "positive_share"

@@ -13,7 +13,7 @@ from .scan import scanned
 if TYPE_CHECKING:
     from ..amdet_core.features import Feature
 
-METHODS = {"contrast": "amdet-1", "amdet-code": "amdet-2025-code", "amdet-paper": "amdet-2025-paper"}
+METHODS = {"contrast": "amdet-2", "amdet-code": "amdet-2025-code", "amdet-paper": "amdet-2025-paper"}
 """Search -> policy that it belongs to."""
 POSITIONS = ["as recovered", "end", "start"]
 
@@ -77,7 +77,7 @@ class AMDET_InvertFeature(io.ComfyNode):
         policy = POLICIES[METHODS[method]]
         published = plan(policy, "standard", seed).amdet
         if published is None:
-            contrast = ContrastConfig(vectors=(vectors,), seeds=searches, steps=steps, literal_leads=0)
+            contrast = ContrastConfig(vectors=(vectors,), seeds=searches, steps=steps)
             config = ScanConfig(seed=seed, contrast=contrast, landscape=None)
         else:
             config = ScanConfig(seed=seed, amdet=published.model_copy(update={"vectors": vectors}))

@@ -85,7 +85,7 @@ class AMDET_TriggerSweep(io.ComfyNode):
         from ..amdet_core.report.tables import sweep_table
         from ..amdet_core.scan import plan
 
-        config = plan(POLICY, "quick", seed).model_copy(update={"search": None})
+        config = plan(POLICY, "standard", seed).model_copy(update={"contrast": None, "search": None})
         texts = bridge.prompts(None, config.prompt_limit)
         outcome = scanned(cls.hidden, clip, anchor, config, POLICY, texts, lambda done: _tokens(done.report))
         found = outcome.report

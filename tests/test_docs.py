@@ -72,12 +72,12 @@ def test_links_between_documents_lead_somewhere() -> None:
 def test_readme_shows_every_complete_result_and_no_other() -> None:
     generate = generator()
     assert generate.results({}) == "No result is recorded yet.\n"
-    first, second = (detection(policy, complete=True) for policy in ("amdet-1", "amdet-2025-code"))
+    first, second = (detection(policy, complete=True) for policy in ("amdet-2", "amdet-2025-code"))
     page = generate.results({"a.json": first, "b.json": second, "c.json": detection("unfinished", complete=False)})
     assert "unfinished" not in page
     assert (
-        "| small | [amdet-1](a.json) | 2, 2 | 50.0% (1.3-98.7) | 50.0% (1.3-98.7) | 50.0% | 50.0% | 50.0% (11.2-88.8) "
+        "| small | [amdet-2](a.json) | 2, 2 | 50.0% (1.3-98.7) | 50.0% (1.3-98.7) | 50.0% | 50.0% | 50.0% (11.2-88.8) "
         "| 0.0% (0.0-84.2) | 1.0%, at worst 0.5% | 3 |" in page
     )
-    assert "| recall in small | amdet-1 | amdet-2025-code |" in page
+    assert "| recall in small | amdet-2 | amdet-2025-code |" in page
     assert "| text-on-text | 50.0% (1.3-98.7) of 2 | 50.0% (1.3-98.7) of 2 |" in page

@@ -17,7 +17,7 @@ def scan(
     anchor: Annotated[str, typer.Option(help="trusted encoder to compare with: a path, auto or none")] = "auto",
     prompts: Annotated[Path | None, typer.Option(help="prompts, one per line, UTF-8 [default: built in]")] = None,
     preset: Annotated[Preset, typer.Option(help="how much work")] = Preset.standard,
-    policy: Annotated[str, typer.Option(help="how to judge: a name or a file")] = "amdet-1",
+    policy: Annotated[str, typer.Option(help="how to judge: a name or a file")] = "amdet-2",
     device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
     seed: Annotated[int, typer.Option(help="of every random choice", min=0)] = 42,
     out: Annotated[Path | None, typer.Option(help="folder of the report [default: amdet-report/NAME]")] = None,

@@ -58,10 +58,10 @@ def amdet(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_several_policies_write_one_file_each_with_the_command_that_makes_it(folder: Path) -> None:
     done = amdet(
-        "--zoo", folder / "quick", "--policy", "amdet-1", "--policy", "amdet-2025-code", "--preset", "quick", cwd=folder
+        "--zoo", folder / "quick", "--policy", "amdet-2", "--policy", "amdet-2025-code", "--preset", "quick", cwd=folder
     )
     assert done.returncode == 0, done.stderr
-    for policy in ("amdet-1", "amdet-2025-code"):
+    for policy in ("amdet-2", "amdet-2025-code"):
         name = f"detection-quick-{policy}.json"
         result = read_detection(folder / name)
         assert result.complete
@@ -75,7 +75,7 @@ def test_several_policies_write_one_file_each_with_the_command_that_makes_it(fol
 
 
 def test_several_policies_need_several_files(folder: Path) -> None:
-    done = amdet("--zoo", "quick", "--policy", "amdet-1", "--policy", "x", "--out", "{zoo}.json", cwd=folder)
+    done = amdet("--zoo", "quick", "--policy", "amdet-2", "--policy", "x", "--out", "{zoo}.json", cwd=folder)
     assert done.returncode == 2
     assert "expected {policy} in the name of the file" in done.stderr
     assert not (folder / "quick.json").exists()

@@ -47,7 +47,7 @@ def report(folder: Path, name: str, landscape: Landscape | None) -> Path:
         tool=Tool(version="0"),
         target=Target(path=f"models/{name}", sha256="", encoders=()),
         anchor=None,
-        verdict=Verdict(level=Level.CLEAN, reasons=(), policy="amdet-1", statement=""),
+        verdict=Verdict(level=Level.CLEAN, reasons=(), policy="amdet-2", statement=""),
         evidence=(),
         trigger=None,
         candidates=(found,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 Graph = dict[str, Any]
-SCAN = {"preset": "quick", "policy": "amdet-1", "seed": 42, "stop_at": "never"}
+SCAN = {"preset": "quick", "policy": "amdet-2", "seed": 42, "stop_at": "never"}
 
 
 def node(kind: str, /, **inputs: Any) -> dict[str, Any]:

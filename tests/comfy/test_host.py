@@ -341,7 +341,7 @@ def test_bad_input_says_what_was_expected_and_what_to_do(host: Host) -> None:
         assert message in host.refused(graph)
     choices = {
         "preset: expected one of quick, standard, thorough; found 'huge'": scan(("clip", 0), preset="huge"),
-        "policy: expected one of amdet-1": scan(("clip", 0), policy="amdet-0"),
+        "policy: expected one of amdet-2": scan(("clip", 0), policy="amdet-0"),
         "stop_at: expected one of never": scan(("clip", 0), stop_at="later"),
         "seed": scan(("clip", 0), seed=-1),
     }

@@ -80,7 +80,7 @@ def report(
         tool=Tool(version="0"),
         target=Target(path=model, sha256="", encoders=tuple(infos)),
         anchor=(AnchorInfo(encoder="clip_l", name="base", path="", fingerprint="b", chosen="given"),),
-        verdict=Verdict(level=level, reasons=(), policy="amdet-1", statement=""),
+        verdict=Verdict(level=level, reasons=(), policy="amdet-2", statement=""),
         evidence=tuple(Evidence(name="gap_k1", value=gap, direction="higher", n=64, encoder=name) for name in encoders),
         trigger=found,
         candidates=candidates,
@@ -334,7 +334,7 @@ def test_a_run_scans_every_model_against_the_base(
         (str(zoo / "base"), "quick", 3, None)
     }
     assert read_detection(out).models == result.models
-    assert (result.complete, result.command, result.policy, result.preset) == (True, "amdet bench", "amdet-1", "quick")
+    assert (result.complete, result.command, result.policy, result.preset) == (True, "amdet bench", "amdet-2", "quick")
     assert (result.zoo.n_backdoored, result.zoo.n_benign, result.zoo.n_intentional) == (1, 1, 1)
     assert (result.seeds.zoo, result.seeds.scan) == (7, 3)
     assert (result.metrics.overall.recall, result.metrics.overall.fpr) == (1.0, 0.0)
@@ -356,7 +356,7 @@ def test_models_are_compared_with_the_base_another_honest_model_or_nothing(
     assert drawn["a"] in (str(zoo / "b"), str(zoo / "c"))
     assert (drawn["b"], drawn["c"]) == (str(zoo / "c"), str(zoo / "b"))
     result = run(relative, tmp_path / "r.json")
-    assert (result.anchor, result.title) == ("relative", "amdet-1, relative as anchor")
+    assert (result.anchor, result.title) == ("relative", "amdet-2, relative as anchor")
     with pytest.raises(ConfigError, match="anchor base; found anchor relative"):
         run(Benchmark(zoo=zoo), tmp_path / "r.json")
     write_labels(zoo, (label("a"), honest("b", "cast")), toy)
@@ -437,10 +437,10 @@ def test_a_file_of_another_benchmark_is_refused_and_the_difference_named(
     run(Benchmark(zoo=zoo), out)
     before = out.read_bytes()
     own = tmp_path / "own.json"
-    stricter = POLICIES["amdet-1"].model_copy(update={"literal_gap": 0.9})
+    stricter = POLICIES["amdet-2"].model_copy(update={"literal_gap": 0.9})
     own.write_text(stricter.model_dump_json())
     for benchmark, difference in (
-        (Benchmark(zoo=zoo, policy="amdet-2025-code"), "policy amdet-2025-code; found policy amdet-1"),
+        (Benchmark(zoo=zoo, policy="amdet-2025-code"), "policy amdet-2025-code; found policy amdet-2"),
         (Benchmark(zoo=zoo, preset="quick"), "preset quick; found preset standard"),
         (Benchmark(zoo=zoo, seed=1), "scan=1; found seeds zoo=7 scan=42"),
         (Benchmark(zoo=zoo, policy=str(own)), "bounds and settings"),

@@ -23,7 +23,9 @@ KNOWN = Calibration(
     null=tuple(i / 100 - 3 for i in range(199)),
     n_backdoored=20,
 )
-CALIBRATED = Policy.model_validate({**POLICIES["amdet-2"].model_dump(), "calibrations": (KNOWN,)})
+CALIBRATED = Policy.model_validate(
+    {**POLICIES["amdet-2"].model_dump(), "calibrations": (KNOWN,), "required": ("sweep_gap",)}
+)
 
 
 def evidence(**values: float | None) -> list[Evidence]:

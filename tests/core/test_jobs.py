@@ -64,14 +64,14 @@ def test_an_encoder_of_another_shape_than_its_anchor_is_scanned_and_the_report_s
     tmp_path: Path, layout: Literal["hf", "comfyui"]
 ) -> None:
     config = ScanConfig(
-        contrast=ContrastConfig(vectors=(1,), seeds=1, steps=25, restarts=4, pool=16, prompts=4, literal_leads=8),
+        contrast=ContrastConfig(vectors=(1,), seeds=1, steps=25, restarts=4, pool=16, prompts=4),
         landscape=None,
     )
     found = {}
     for name in pocket.NAMES:
         write_encoder(with_added_tokens(pocket.load(name).first_layers(3), 5), tmp_path / name, layout)
         opened, anchors = open_target(tmp_path / name), Anchors.of("auto", None)
-        outcome = scan_opened(opened, anchors, config, POLICIES["amdet-1"], builtin_prompts(400), torch.device("cpu"))
+        outcome = scan_opened(opened, anchors, config, POLICIES["amdet-2"], builtin_prompts(400), torch.device("cpu"))
         report = outcome.report
         found[name] = report.verdict.level, [item.value for item in report.evidence if "identical" in item.name]
         assert report.not_checked[:2] == (
@@ -130,7 +130,7 @@ def test_the_wrong_anchor_is_an_error_before_any_work(encoders: Path, tmp_path: 
 def test_encoders_that_a_host_has_loaded_are_scanned_without_a_file(toy: TextEncoder) -> None:
     found = FoundEncoder("clip_l", toy, "float16", "graph", (), used_layers=1)
     opened = OpenedTarget(Path("clip_l.safetensors, LoRA x"), (), (found,), ("t5xxl: not scanned",), 0)
-    policy = POLICIES["amdet-1"]
+    policy = POLICIES["amdet-2"]
     config = ScanConfig(
         contrast=ContrastConfig(vectors=(1,), seeds=1, steps=2, restarts=2, draws=2, pool=30, held_out=12),
         landscape=LandscapeConfig(grid=5, radius=None),

@@ -38,7 +38,7 @@ PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.
 CONFIG: dict[str, object] = {
     "seed": 42,
     "preset": "standard",
-    "policy": {"name": "amdet-1", "error_rate": "not known yet"},
+    "policy": {"name": "amdet-2", "error_rate": "not known yet"},
 }
 UNCHECKED = ("Triggers that need an exact phrase of more than five tokens.",)
 
@@ -119,7 +119,7 @@ def report(level: Level, statement: str, *reasons: str, **fields: object) -> Sca
         "tool": Tool(version="0.1.0"),
         "target": Target(path="models/checkpoints/dreamy-v3.safetensors", sha256="c" * 64, encoders=(encoder(),)),
         "anchor": (anchor(),),
-        "verdict": Verdict(level=level, reasons=reasons, policy="amdet-1", statement=statement),
+        "verdict": Verdict(level=level, reasons=reasons, policy="amdet-2", statement=statement),
         "evidence": (),
         "trigger": None,
         "candidates": (),

@@ -17,11 +17,9 @@ from amdet_core.scan import plan, scan, surround
 from amdet_core.verdict import POLICIES, decide
 
 PROMPTS = builtin_prompts(200)
-POLICY = POLICIES["amdet-1"]
+POLICY = POLICIES["amdet-2"]
 FAST = ScanConfig(
-    contrast=ContrastConfig(
-        vectors=(1, 2), seeds=1, steps=3, restarts=2, draws=2, pool=30, held_out=12, literal_leads=5
-    ),
+    contrast=ContrastConfig(vectors=(1, 2), seeds=1, steps=3, restarts=2, draws=2, pool=30, held_out=12),
     landscape=LandscapeConfig(grid=5, radius=None, prompts=3),
 )
 
@@ -29,7 +27,7 @@ FAST = ScanConfig(
 CASCADE = ScanConfig(
     sweep=SweepConfig(prompts=(1, 3), kept=(16,), leads=2, held_out=12),
     search=SearchConfig(leads=6, beam=2, pointed=2, refined=8, longest=3, exchanges=1, prompts=2, pool=4),
-    contrast=FAST.contrast.model_copy(update={"vectors": (1,), "literal_leads": 0}),
+    contrast=FAST.contrast.model_copy(update={"vectors": (1,)}),
     landscape=None,
 )
 
@@ -48,7 +46,7 @@ def test_all_stages_leave_their_evidence(toy: TextEncoder) -> None:
     )
     assert not found.faults
     names = {item.name for item in found.evidence}
-    assert {"identical_to_trusted", "delta_norm", "gap_k1", "gap_k2", "literal_gap"} <= names
+    assert {"identical_to_trusted", "delta_norm", "gap_k1", "gap_k2"} <= names
     assert all(item.encoder == "clip_l" for item in found.evidence)
     assert [candidate.vectors for candidate in found.candidates] == [1, 2]
     assert [tuple(feature.vectors.shape) for feature in found.features] == [(1, 64), (2, 64)]
@@ -71,7 +69,7 @@ def test_the_cascade_names_the_token_that_takes_over(monkeypatch: pytest.MonkeyP
         Subject("clip_l", suspect, pocket.load("clean")),
         PROMPTS,
         CASCADE,
-        POLICIES["amdet-2"],
+        POLICY,
         progress=lambda stage, *_: steps.append(stage),
     )
     assert not found.faults
@@ -88,7 +86,7 @@ def test_the_cascade_names_the_token_that_takes_over(monkeypatch: pytest.MonkeyP
     assert 0.7 < found.trigger.asr_interval[0] < found.trigger.asr_interval[1] <= 1
     assert {"sweep", "sweep, look 2", "trigger search"} <= set(steps)
     assert found.timings.keys() == {"forensics", "sweep", "contrast", "search"}
-    assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.BACKDOORED
+    assert decide(POLICY, found.evidence, found.faults).level == Level.BACKDOORED
 
 
 def test_a_declared_concept_is_no_departure_but_a_takeover_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +99,7 @@ def test_a_declared_concept_is_no_departure_but_a_takeover_stays_one(monkeypatch
     quick = CASCADE.model_copy(update={"contrast": None, "search": None})
 
     def swept(suspect: TextEncoder, declared: tuple[str, ...]) -> tuple[dict[str, float | None], Findings]:
-        found = scan(Subject("clip_l", suspect, anchor, declared=declared), PROMPTS, quick, POLICIES["amdet-2"])
+        found = scan(Subject("clip_l", suspect, anchor, declared=declared), PROMPTS, quick, POLICY)
         return {item.name: item.value for item in found.evidence}, found
 
     hidden, found = swept(taught, ())
@@ -114,17 +112,16 @@ def test_a_declared_concept_is_no_departure_but_a_takeover_stays_one(monkeypatch
     few_candidates(monkeypatch, anchor.tokenizer.encode(pocket.TRIGGER)[0])
     values, found = swept(pocket.load("backdoored"), (pocket.TRIGGER,))
     assert (values["sweep_gap"] or 0) > 0.5
-    assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.BACKDOORED
+    assert decide(POLICY, found.evidence, found.faults).level == Level.BACKDOORED
 
 
 def test_without_a_finding_no_trigger_is_searched(toy: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     few_candidates(monkeypatch)
     quick = CASCADE.model_copy(update={"contrast": None})
-    found = scan(Subject("clip_l", perturbed(toy, 0.001), toy), PROMPTS, quick, POLICIES["amdet-2"])
+    found = scan(Subject("clip_l", perturbed(toy, 0.001), toy), PROMPTS, quick, POLICY)
     assert not found.faults
     assert found.trigger is None
     assert "literal_gap" not in {item.name for item in found.evidence}
-    assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.CLEAN
 
 
 def test_a_sweep_that_fails_is_a_fault_and_never_clean(toy: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +129,9 @@ def test_a_sweep_that_fails_is_a_fault_and_never_clean(toy: TextEncoder, monkeyp
         raise NumericalError("a", "b", "c")
 
     monkeypatch.setattr(module.token_sweep, "sweep", fail)
-    found = scan(Subject("clip_l", perturbed(toy), toy), PROMPTS, CASCADE, POLICIES["amdet-2"])
+    found = scan(Subject("clip_l", perturbed(toy), toy), PROMPTS, CASCADE, POLICY)
     assert [fault.stage for fault in found.faults] == ["sweep"]
-    assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.INCONCLUSIVE
+    assert decide(POLICY, found.evidence, found.faults).level == Level.INCONCLUSIVE
 
 
 def test_without_an_anchor_a_takeover_is_still_seen_and_nothing_is_called_clean(
@@ -144,13 +141,13 @@ def test_without_an_anchor_a_takeover_is_still_seen_and_nothing_is_called_clean(
     quick = CASCADE.model_copy(update={"contrast": None, "search": None})
     gaps = {}
     for name in ("clean", "backdoored"):
-        found = scan(Subject("clip_l", pocket.load(name), None), PROMPTS, quick, POLICIES["amdet-2"])
+        found = scan(Subject("clip_l", pocket.load(name), None), PROMPTS, quick, POLICY)
         assert not found.faults
         assert found.forensics is None
         values = {item.name: item.value for item in found.evidence}
         assert values.keys() >= {"alone_sweep_gap", "alone_sweep_departure"}
         assert "sweep_gap" not in values
-        assert decide(POLICIES["amdet-2"], found.evidence, found.faults).level == Level.INCONCLUSIVE
+        assert decide(POLICY, found.evidence, found.faults).level == Level.INCONCLUSIVE
         gaps[name] = values["alone_sweep_gap"] or 0
     assert gaps["backdoored"] > 0.5 > 2 * gaps["clean"]
 
@@ -217,18 +214,19 @@ def test_fidelity_is_measured_when_the_trigger_is_known_and_not_otherwise(toy: T
     assert [c.loss for c in known.candidates] == [c.loss for c in blind.candidates]
 
 
-def test_a_token_whose_row_alone_was_changed_is_found_as_text() -> None:
-    """The inversions give both encoders the same vectors and can't see it; the moved row leads to it."""
+def test_a_token_whose_row_alone_was_changed_is_found_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inversions give both encoders the same vectors and can't see it; the sweep reads each one's own table."""
     anchor = pocket.load("backdoored")  # its layers answer to one row of the table: give that row to a word
     word = anchor.tokenizer.encode("lighthouse")[0]
     source = anchor.tokenizer.encode(f"l{pocket.TRIGGER}g")[1]
     table = anchor.weights[TOKEN_TABLE].clone()
     table[word] = table[source]
     suspect = anchor.with_weights({**anchor.weights, TOKEN_TABLE: table})
-    found = scan(Subject("clip_l", suspect, anchor), PROMPTS, FAST, POLICY)
+    few_candidates(monkeypatch, word)
+    found = scan(Subject("clip_l", suspect, anchor), PROMPTS, CASCADE, POLICY)
     gaps = {item.name: item.value for item in found.evidence}
-    assert gaps["gap_k1"] < 0.1
-    assert gaps["literal_gap"] > 0.5
+    assert (gaps["gap_k1"] or 0) < 0.1
+    assert (gaps["literal_gap"] or 0) > 0.5
     assert found.trigger is not None
     assert found.trigger.text == "lighthouse"
     assert found.trigger.token_ids == (word,)
@@ -243,7 +241,9 @@ def test_presets_and_policies_choose_the_inversion() -> None:
     assert quick.contrast.vectors == (1,)
     assert standard.contrast.vectors == (1, 5)
     assert thorough.contrast.vectors == (1, 3, 5)
-    assert thorough.amdet is not None
+    assert (quick.sweep, quick.patterns) == (None, None)
+    assert standard.sweep is not None
+    assert thorough.sweep == standard.sweep
 
 
 def test_a_landscape_can_be_left_out_and_drawn_later(toy: TextEncoder) -> None:

@@ -23,7 +23,7 @@ def report(**fields: object) -> ScanReport:
         "tool": Tool(version="0.1.0"),
         "target": Target(path="о\u200b.safetensors", sha256="c" * 64, encoders=()),
         "anchor": None,
-        "verdict": Verdict(level=Level.SUSPICIOUS, reasons=("a", "b"), policy="amdet-1", statement="s"),
+        "verdict": Verdict(level=Level.SUSPICIOUS, reasons=("a", "b"), policy="amdet-2", statement="s"),
         "evidence": (Evidence(name="gap_k1", value=0.4812345678, direction="higher", n=64),),
         "trigger": None,
         "candidates": (),

@@ -11,7 +11,37 @@ import pytest
 
 from amdet_core.errors import ConfigError
 from amdet_core.records import Evidence, Fault, Level
-from amdet_core.verdict import POLICIES, Condition, Finding, Policy, decide, landscape_verdict, load_policy, score
+from amdet_core.verdict import (
+    DEFAULT_POLICY,
+    POLICIES,
+    Condition,
+    Finding,
+    Policy,
+    decide,
+    landscape_verdict,
+    load_policy,
+    score,
+)
+
+BOUNDS = Policy(
+    name="bounds",
+    description="one that judges by bounds alone",
+    method="cascade",
+    findings=(
+        Finding(level=Level.BACKDOORED, reason="r", when=(Condition(evidence="gap_k1", op=">=", bound=0.55),)),
+        Finding(
+            level=Level.BACKDOORED,
+            reason="s",
+            when=(
+                Condition(evidence="gap_k5", op=">=", bound=0.6),
+                Condition(evidence="same_target_k5", op=">=", bound=0.9),
+            ),
+        ),
+        Finding(level=Level.SUSPICIOUS, reason="t", when=(Condition(evidence="gap_k1", op=">=", bound=0.45),)),
+    ),
+    required=("gap_k1",),
+    error_rate="not known",
+)
 
 
 def evidence(encoder: str = "clip_l", **values: float | None) -> list[Evidence]:
@@ -58,13 +88,13 @@ def test_bounds_lie_within_what_can_be_measured(policy: Policy) -> None:
 
 
 def test_with_any_fault_nothing_found_is_inconclusive() -> None:
-    verdict = decide(POLICIES["amdet-1"], evidence(gap_k1=0.01), [fault()])
+    verdict = decide(BOUNDS, evidence(gap_k1=0.01), [fault()])
     assert verdict.level == Level.INCONCLUSIVE
     assert "loss is nan" in " ".join(verdict.reasons)
 
 
 def test_a_fault_does_not_hide_a_finding() -> None:
-    verdict = decide(POLICIES["amdet-1"], evidence(gap_k1=0.99), [fault()])
+    verdict = decide(BOUNDS, evidence(gap_k1=0.99), [fault()])
     assert verdict.level == Level.BACKDOORED
     assert "loss is nan" in " ".join(verdict.reasons)
 
@@ -72,21 +102,21 @@ def test_a_fault_does_not_hide_a_finding() -> None:
 @pytest.mark.parametrize("value", [None, "absent"])
 def test_missing_evidence_is_inconclusive(value: str | None) -> None:
     items = evidence(delta_norm=0.1) if value == "absent" else evidence(gap_k1=None)
-    assert decide(POLICIES["amdet-1"], items, []).level == Level.INCONCLUSIVE
+    assert decide(BOUNDS, items, []).level == Level.INCONCLUSIVE
 
 
 def test_no_evidence_at_all_is_inconclusive() -> None:
-    assert decide(POLICIES["amdet-1"], [], []).level == Level.INCONCLUSIVE
+    assert decide(BOUNDS, [], []).level == Level.INCONCLUSIVE
 
 
 def test_identity_is_clean_and_says_so() -> None:
-    verdict = decide(POLICIES["amdet-1"], evidence(identical_to_trusted=1), [])
+    verdict = decide(BOUNDS, evidence(identical_to_trusted=1), [])
     assert verdict.level == Level.CLEAN
     assert "trust" in verdict.statement
 
 
 def test_clean_never_claims_safety() -> None:
-    verdict = decide(POLICIES["amdet-1"], evidence(identical_to_trusted=0, gap_k1=0.01), [])
+    verdict = decide(BOUNDS, evidence(identical_to_trusted=0, gap_k1=0.01), [])
     assert verdict.level == Level.CLEAN
     assert "not a proof" in verdict.statement
     assert "64 held-out prompts and 1 search" in verdict.statement
@@ -94,12 +124,10 @@ def test_clean_never_claims_safety() -> None:
 
 def test_the_worst_encoder_decides_and_is_named() -> None:
     items = evidence("clip_l", gap_k1=0.05) + evidence("clip_g", gap_k1=0.97)
-    verdict = decide(POLICIES["amdet-1"], items, [])
+    verdict = decide(BOUNDS, items, [])
     assert verdict.level == Level.BACKDOORED
     assert any(reason.startswith("clip_g:") for reason in verdict.reasons)
-    half = decide(
-        POLICIES["amdet-1"], evidence("clip_l", identical_to_trusted=1) + evidence("clip_g"), [fault("clip_g")]
-    )
+    half = decide(BOUNDS, evidence("clip_l", identical_to_trusted=1) + evidence("clip_g"), [fault("clip_g")])
     assert half.level == Level.INCONCLUSIVE
 
 
@@ -123,12 +151,12 @@ def test_a_condition_is_settled_when_every_value_left_says_the_same() -> None:
 
 def test_a_policy_file_is_read_back_and_a_damaged_one_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
-    path.write_text(POLICIES["amdet-1"].model_dump_json())
-    assert load_policy(str(path)) == POLICIES["amdet-1"]
+    path.write_text(POLICIES[DEFAULT_POLICY].model_dump_json())
+    assert load_policy(str(path)) == POLICIES[DEFAULT_POLICY]
     path.write_text(json.dumps({"name": "x"}))
     with pytest.raises(ConfigError, match="expected a policy as JSON"):
         load_policy(str(path))
-    with pytest.raises(ConfigError, match="amdet-1, amdet-2, amdet-2025-code"):
+    with pytest.raises(ConfigError, match="amdet-2, amdet-2025-code"):
         load_policy("no-such-policy")
 
 
@@ -154,7 +182,7 @@ def test_the_score_is_positive_exactly_when_a_finding_of_the_gravest_level_holds
 def test_a_value_at_the_bound_scores_as_the_condition_says(op: Literal[">", ">=", "<", "<="]) -> None:
     when = (Condition(evidence="x", op=op, bound=0.3),)
     finding = Finding(level=Level.BACKDOORED, reason="", when=when)
-    policy = POLICIES["amdet-1"].model_copy(update={"findings": (finding,)})
+    policy = BOUNDS.model_copy(update={"findings": (finding,)})
     value = score(policy, evidence(x=0.3))
     assert value is not None
     assert (value > 0) == when[0].holds(0.3)
@@ -162,7 +190,7 @@ def test_a_value_at_the_bound_scores_as_the_condition_says(op: Literal[">", ">="
 
 
 def test_the_score_is_of_the_best_finding_and_of_its_weakest_condition() -> None:
-    policy = POLICIES["amdet-1"]
+    policy = BOUNDS
     assert score(policy, evidence(gap_k1=0.50)) == pytest.approx(-0.05)  # suspicious is not the gravest level
     values = {"gap_k1": 0.50, "literal_gap": 0.2, "gap_k5": 0.9, "same_target_k5": 0.95}
     assert score(policy, evidence(**values)) == pytest.approx(0.05)
@@ -170,14 +198,14 @@ def test_the_score_is_of_the_best_finding_and_of_its_weakest_condition() -> None
 
 
 def test_without_a_measurement_there_is_no_score_and_identity_ranks_lowest() -> None:
-    policy = POLICIES["amdet-1"]
+    policy = BOUNDS
     assert score(policy, []) is None
     assert score(policy, evidence(identical_to_trusted=0, delta_norm=0.1, gap_k1=None)) is None
     assert score(policy, evidence(identical_to_trusted=1)) == -math.inf
 
 
 def test_the_score_of_several_encoders_is_the_highest() -> None:
-    policy = POLICIES["amdet-1"]
+    policy = BOUNDS
     items = evidence("clip_l", gap_k1=0.05) + evidence("clip_g", gap_k1=0.97) + evidence("clip_h", delta_norm=0.1)
     assert score(policy, items) == pytest.approx(0.42)
     assert score(policy, evidence("clip_l", identical_to_trusted=1) + evidence("clip_g", gap_k1=0.1)) == pytest.approx(
