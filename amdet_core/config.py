@@ -74,6 +74,10 @@ class ContrastConfig(Config):
         default=0.9, gt=0, le=1, description="gap at which a run stops early and longer triggers are not tried"
     )
     held_out: int = Field(default=64, ge=8, description="prompts on which the gap is measured")
+    targets: int = Field(
+        default=3, ge=1, description="different outputs looked for: a search that found one goes on away from it"
+    )
+    repulsion: float = Field(default=1.0, ge=0, description="factor in the loss of the cosine to outputs found before")
     landscape_prompts: int = Field(default=2, ge=2, description="prompts of each length for the landscape")
 
 

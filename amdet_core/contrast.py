@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import losses
 from . import tails as carriers
 from .config import ContrastConfig
 from .encoder import TOKEN_TABLE, TextEncoder
@@ -101,12 +102,14 @@ def invert(
     config: ContrastConfig,
     *,
     seed: int,
+    away: Sequence[Tensor] = (),
     progress: Progress = silent,
 ) -> Found:
     """Optimise ``count`` vectors in ``config.restarts`` candidates side by side.
 
     Args:
         prompts: fit prompts; those with too few tokens are left out.
+        away: unit directions ``(D,)`` of outputs that were found before and shall not be found again.
 
     Raises:
         ConfigError: too few prompts are long enough.
@@ -118,7 +121,7 @@ def invert(
     )
     chosen = [tail.first(SELECT_PROMPTS) for tail in tails]
     typical = float(suspect.encoder.weights[TOKEN_TABLE].norm(dim=-1).median())
-    vectors = _start(chosen, suspect.encoder, count, config, generator, progress)
+    vectors = _start(chosen, suspect.encoder, count, config, away, generator, progress)
     rate = config.learning_rate * typical / math.sqrt(suspect.encoder.spec.width)
     optimizer = torch.optim.Adam([vectors], lr=rate)
     weight = config.anchor_weight if count == 1 else config.anchor_weight_long
@@ -130,8 +133,8 @@ def invert(
 
         def descend(part: slice, tail: Tails = tail, rows: Tensor = rows) -> tuple[Tensor, Tensor, Tensor]:
             candidates = vectors[part].clone().requires_grad_()
-            own, other = tail.collapses(candidates, rows=rows)
-            loss = -own + weight * other
+            own, other, near = _pulled(tail, candidates, away, rows)
+            loss = -own + weight * other + config.repulsion * near
             return loss.detach(), (own - other).detach(), torch.autograd.grad(loss.sum(), candidates)[0]
 
         with torch.enable_grad():
@@ -140,19 +143,37 @@ def invert(
         gap = float(gaps_.max())
         history.append(_finite(loss, step))
         progress(f"contrast k={count}", step + 1, config.steps, {"gap": gap})
-        if gap > config.enough and float(_gaps(chosen, vectors).max()) > config.enough:
+        if gap > config.enough and float(_gaps(chosen, vectors, away).max()) > config.enough:
             break
         optimizer.step()
         norms = vectors.norm(dim=-1, keepdim=True)
         vectors.mul_((config.norm_cap * typical / norms).clamp(max=1))
-    final = _gaps(chosen, vectors)
+    final = _gaps(chosen, vectors, away)
     best = int(final.argmax())
     return Found(vectors[best].clone(), tuple(float(row[best]) for row in history), final.cpu())
 
 
 @torch.no_grad()
-def _gaps(tails: Sequence[Tails], vectors: Tensor) -> Tensor:
-    return gaps(tails, vectors)
+def _gaps(tails: Sequence[Tails], vectors: Tensor, away: Sequence[Tensor]) -> Tensor:
+    """Mean gaps of candidates, less for those that lead where earlier ones led."""
+    pulled = [_pulled(tail, vectors, away) for tail in tails]
+    return torch.stack([own - other - near for own, other, near in pulled]).mean(0)
+
+
+def _pulled(
+    tail: Tails, vectors: Tensor, away: Sequence[Tensor], rows: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Collapse of suspect and anchor, and the largest positive cosine of the suspect's mean output to earlier ones.
+
+    For candidates ``(R, K, D)``; ``(R)`` three times.
+    """
+    (suspect, _), (anchor, _) = tail.suspect, tail.anchor
+    own, other = tail.outputs(vectors, rows=rows)
+    collapses = losses.collapse(own, suspect.centre), losses.collapse(other, anchor.centre)
+    if not away:
+        return *collapses, torch.zeros_like(collapses[0])
+    mean = F.normalize(F.normalize(own - suspect.centre, dim=-1).mean(-2), dim=-1)
+    return *collapses, (mean @ torch.stack(list(away)).to(mean).T).amax(-1).relu()
 
 
 def _start(
@@ -160,6 +181,7 @@ def _start(
     encoder: TextEncoder,
     count: int,
     config: ContrastConfig,
+    away: Sequence[Tensor],
     generator: torch.Generator,
     progress: Progress,
 ) -> Tensor:
@@ -169,7 +191,7 @@ def _start(
 
     def score(part: slice) -> Tensor:
         progress("starts", part.start, len(embeds))
-        return _gaps(tails[:1], embeds[part])
+        return _gaps(tails[:1], embeds[part], away)
 
     scores = torch.cat(Batches(SCORED).map(score, len(embeds)))
     return embeds[scores.argsort(descending=True)[: config.restarts]].clone()

@@ -200,14 +200,14 @@ def _report(
         for found in findings
         for index, candidate in enumerate(found.candidates)
     )
-    triggers = [found.trigger for found in findings if found.trigger is not None]
+    triggers = [trigger for found in findings for trigger in found.triggers]
     return ScanReport(
         tool=Tool(version=__version__),
         target=_target(opened, anchors),
         anchor=infos or None,
         verdict=decide(policy, evidence, faults),
         evidence=evidence,
-        trigger=max(triggers, key=lambda trigger: trigger.collapse, default=None),
+        triggers=tuple(sorted(triggers, key=lambda trigger: -trigger.collapse)),
         sweeps=tuple(found.sweep for found in findings if found.sweep is not None),
         patterns=tuple(found.patterns for found in findings if found.patterns is not None),
         candidates=candidates,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -39,6 +40,12 @@ FEWEST_LONG = 8
 """Long held-out prompts without which nothing is measured on them alone."""
 SAME_GAP = 0.05
 """Triggers whose gaps differ by less do the same."""
+SAME_TARGET = 0.8
+"""Centred cosine from which two outputs are one target."""
+FURTHER = "further targets"
+"""What progress is told while a search goes on away from what it found."""
+Run = tuple[Collapse, Found, int]
+"""What vectors do to held-out prompts, the vectors, and the seed of the run that found them."""
 SEEDS_PER_SCAN, SEEDS_PER_LENGTH = 1000, 50
 """So far apart that scans of neighbouring seeds, and lengths within one, share no run."""
 
@@ -79,7 +86,7 @@ class Findings:
     sweep: Sweep | None = None
     patterns: Patterns | None = None
     forensics: Forensics | None = None
-    trigger: Trigger | None = None
+    triggers: list[Trigger] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -154,10 +161,26 @@ class Stages:
         self.found.patterns = evidence.pattern_record(tried, self.subject.name)
 
     def search(self, settings: SearchConfig) -> None:
-        """The literal trigger, where another stage found an output to which prompts are led."""
-        goal = max(self.found.goals, key=lambda collapse: collapse.gap, default=None)
-        if goal is None or goal.gap < settings.least_gap:
+        """The literal trigger of every output to which another stage found prompts to be led."""
+        texts = [(goal, self._text(settings, goal)) for goal in self._targets(settings.least_gap)]
+        if not texts:
             return
+        best = max((text for _, text in texts), key=lambda text: text.collapse.gap)
+        self.found.evidence.append(evidence.gap("literal_gap", best.collapse, self.subject.name))
+        for goal, text in texts:
+            if text.collapse.gap >= self.policy.literal_gap:
+                self.found.triggers.append(self._verified(text, goal.target))
+
+    def _targets(self, least: float) -> list[Collapse]:
+        """The strongest finding of every different output to which prompts are led, the strongest first."""
+        different: list[Collapse] = []
+        for goal in sorted(self.found.goals, key=lambda goal: -goal.gap):
+            if goal.gap >= least and _different(goal, different):
+                different.append(goal)
+        return different
+
+    def _text(self, settings: SearchConfig, goal: Collapse) -> Text:
+        """The text that leads to one output."""
         # Vectors at the end set off triggers whose text works at the start alone.
         places: tuple[Place, ...] = (goal.place, "start")
         found: list[Text] = []
@@ -175,10 +198,7 @@ class Stages:
             found.append(self._best_text(hit.ids, goal.n, place))
             if found[-1].collapse.gap >= self.policy.literal_gap:
                 break
-        best = max(found, key=lambda text: text.collapse.gap)
-        self.found.evidence.append(evidence.gap("literal_gap", best.collapse, self.subject.name))
-        if best.collapse.gap >= self.policy.literal_gap:
-            self.found.trigger = self._verified(best, goal.target)
+        return max(found, key=lambda text: text.collapse.gap)
 
     def _verified(self, text: Text, target: Tensor) -> Trigger:
         """A literal trigger with its success on held-out prompts."""
@@ -216,21 +236,50 @@ class Stages:
         return [row.token_id for row in rows if row.token_id < len(self.suspect.tokenizer)]
 
     def contrast(self, settings: ContrastConfig) -> None:
-        """Anchor-relative inversion of every length."""
+        """Anchor-relative inversion of every length, and away from what it found."""
         for count in settings.vectors:
             if self._one_length(settings, count) >= settings.enough:
                 break
+        if self.config.search is not None:
+            self._further(settings, count, self.config.search.least_gap)
+
+    def _further(self, settings: ContrastConfig, count: int, least: float) -> None:
+        """Other outputs to which as many vectors lead, until there is none."""
+
+        def progress(_: str, done: int, total: int, metrics: Mapping[str, float] = MappingProxyType({}), /) -> None:
+            self.progress(FURTHER, done, total, metrics)
+
+        seed = self._first_seed(count) + settings.seeds
+        while 0 < len(known := self._targets(least)) < settings.targets:
+            away = [goal.target for goal in known]
+            run = contrast.invert(*self.sides, self.fit, count, settings, seed=seed, away=away, progress=progress)
+            collapse = self._measured(run, settings.held_out)
+            if collapse.gap < least or not _different(collapse, known):
+                break
+            self._keep_best(settings, [(collapse, run, seed)])
+            seed += 1
+
+    def _first_seed(self, count: int) -> int:
+        return SEEDS_PER_SCAN * self.config.seed + SEEDS_PER_LENGTH * count
 
     def _one_length(self, settings: ContrastConfig, count: int) -> float:
-        """The gap of the best of several seeds on held-out prompts, recorded with its landscape."""
-        runs: list[tuple[Collapse, Found, int]] = []
-        first = SEEDS_PER_SCAN * self.config.seed + SEEDS_PER_LENGTH * count
+        """The gap of the best of several seeds on held-out prompts."""
+        runs: list[Run] = []
+        first = self._first_seed(count)
         for seed in range(first, first + settings.seeds):
             run = contrast.invert(*self.sides, self.fit, count, settings, seed=seed, progress=self.progress)
             runs.append((self._measured(run, settings.held_out), run, seed))
+        collapse = self._keep_best(settings, runs)
+        self.found.evidence.append(evidence.gap(f"gap_k{count}", collapse, self.subject.name))
+        if len(runs) > 1:
+            targets = torch.stack([measured.target for measured, _, _ in runs])
+            self.found.evidence.append(evidence.same_target(f"same_target_k{count}", targets, self.subject.name))
+        return collapse.gap
+
+    def _keep_best(self, settings: ContrastConfig, runs: Sequence[Run]) -> Collapse:
+        """Record the best of several runs with its landscape."""
         collapse, best, seed = max(runs, key=lambda run: run[0].gap)
         self.found.goals.append(collapse)
-        targets = torch.stack([measured.target for measured, _, _ in runs])
         indicators = {
             "gap": collapse.gap,
             "suspect_collapse": collapse.suspect,
@@ -242,12 +291,9 @@ class Stages:
             tails = cut_tails(self.sides, self.fit, settings, self.config)
             around = surface(tails, best.vectors, self.config, self.progress)
             indicators["positive_share"] = around.positive_share
-        self.found.evidence.append(evidence.gap(f"gap_k{count}", collapse, self.subject.name))
-        if len(runs) > 1:
-            self.found.evidence.append(evidence.same_target(f"same_target_k{count}", targets, self.subject.name))
         held_out = self._prompts(collapse.place, settings.held_out)
         self._keep("contrast", best.vectors, seed, best.loss, indicators, around, held_out, at=collapse.place)
-        return collapse.gap
+        return collapse
 
     def _measured(self, run: Found, count: int) -> Collapse:
         """What vectors do at the end of held-out prompts, or of long ones alone where that is clearly more."""
@@ -321,6 +367,11 @@ class Stages:
         )
         target = carriers.outputs(self.suspect, held_out, vectors, at).mean(0)
         self.found.features.append(Feature(candidate, vectors, target))
+
+
+def _different(goal: Collapse, others: Sequence[Collapse]) -> bool:
+    """Whether a finding leads prompts elsewhere than all others do."""
+    return all(float(goal.target @ one.target) < SAME_TARGET for one in others)
 
 
 def generator(config: ScanConfig, offset: int) -> torch.Generator:

@@ -298,7 +298,7 @@ class ScanReport(Record):
     anchor: tuple[AnchorInfo, ...] | None
     verdict: Verdict
     evidence: tuple[Evidence, ...]
-    trigger: Trigger | None
+    triggers: tuple[Trigger, ...] = Field(description="one for each output that was found, the strongest first")
     sweeps: tuple[Sweep, ...] = ()
     patterns: tuple[Patterns, ...] = ()
     candidates: tuple[Candidate, ...]
@@ -307,3 +307,8 @@ class ScanReport(Record):
     not_checked: tuple[str, ...] = Field(default=(), description="what this scan says nothing about")
     config: dict[str, object]
     timings: dict[str, float] = Field(description="seconds by stage")
+
+    @property
+    def trigger(self) -> Trigger | None:
+        """The strongest literal trigger."""
+        return self.triggers[0] if self.triggers else None

@@ -14,7 +14,7 @@ from . import evidence, inversion
 from .config import AmdetConfig, ContrastConfig, LandscapeConfig, PatternConfig, ScanConfig, SearchConfig, SweepConfig
 from .errors import AmdetError, ConfigError
 from .features import Feature
-from .pipeline import LANDSCAPE_SEED, Findings, Stages, Subject, cut_tails, generator, position_rows, surface
+from .pipeline import FURTHER, LANDSCAPE_SEED, Findings, Stages, Subject, cut_tails, generator, position_rows, surface
 from .progress import Progress, silent
 from .prompts import PromptSet
 from .records import Fault, Landscape
@@ -70,6 +70,8 @@ def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
     if config.contrast is not None:
         plan["landscape"] = len(config.contrast.vectors)
         plan |= {f"contrast k={count}": config.contrast.seeds for count in config.contrast.vectors}
+        if config.search is not None:
+            plan[FURTHER] = config.contrast.targets - 1
     if config.amdet is not None:
         plan["inversion"] = 1
     return {stage: encoders * runs for stage, runs in plan.items()}

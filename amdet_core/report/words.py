@@ -240,9 +240,11 @@ def _compared(report: ScanReport) -> Iterator[str]:
 
 
 def _trigger(report: ScanReport) -> Iterator[str]:
-    trigger = report.trigger
-    if trigger is not None:
-        yield from _literal(trigger)
+    if report.triggers:
+        yield from _literal(report.triggers[0])
+        for other in report.triggers[1:]:
+            yield "Another one leads to another output."
+            yield from _literal(other)
     elif report.verdict.level >= Level.SUSPICIOUS:
         yield "It could not be written as text; the recovered feature below stands for it."
     elif report.verdict.level == Level.INCONCLUSIVE:

@@ -49,7 +49,7 @@ def report(folder: Path, name: str, landscape: Landscape | None) -> Path:
         anchor=None,
         verdict=Verdict(level=Level.CLEAN, reasons=(), policy="amdet-2", statement=""),
         evidence=(),
-        trigger=None,
+        triggers=(),
         candidates=(found,),
         faults=(),
         config={},

@@ -82,7 +82,7 @@ def report(
         anchor=(AnchorInfo(encoder="clip_l", name="base", path="", fingerprint="b", chosen="given"),),
         verdict=Verdict(level=level, reasons=(), policy="amdet-2", statement=""),
         evidence=tuple(Evidence(name="gap_k1", value=gap, direction="higher", n=64, encoder=name) for name in encoders),
-        trigger=found,
+        triggers=() if found is None else (found,),
         candidates=candidates,
         faults=faults,
         config={},

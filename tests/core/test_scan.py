@@ -7,13 +7,24 @@ import torch
 
 from amdet_core import pipeline as module
 from amdet_core import pocket
-from amdet_core.config import AmdetConfig, ContrastConfig, LandscapeConfig, ScanConfig, SearchConfig, SweepConfig
+from amdet_core.attacks import inject
+from amdet_core.config import (
+    AmdetConfig,
+    ContrastConfig,
+    LandscapeConfig,
+    ScanConfig,
+    SearchConfig,
+    SweepConfig,
+    TextOnTextConfig,
+)
+from amdet_core.contrast import invert, measure
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, NumericalError
-from amdet_core.pipeline import Findings, Subject
+from amdet_core.pipeline import SAME_TARGET, Findings, Subject
 from amdet_core.prompts import PromptSet, builtin_prompts
 from amdet_core.records import Level
 from amdet_core.scan import plan, scan, surround
+from amdet_core.tails import Side
 from amdet_core.verdict import POLICIES, decide
 
 PROMPTS = builtin_prompts(200)
@@ -79,14 +90,38 @@ def test_the_cascade_names_the_token_that_takes_over(monkeypatch: pytest.MonkeyP
     assert found.sweep is not None
     assert found.sweep.tried == 101
     assert found.sweep.leads[0].token_ids == (token,)
-    assert found.trigger is not None
-    assert found.trigger.token_ids == (token,)
-    assert found.trigger.asr == 1
-    assert found.trigger.asr_interval is not None
-    assert 0.7 < found.trigger.asr_interval[0] < found.trigger.asr_interval[1] <= 1
+    assert found.triggers
+    assert found.triggers[0].token_ids == (token,)
+    assert found.triggers[0].asr == 1
+    assert found.triggers[0].asr_interval is not None
+    assert 0.7 < found.triggers[0].asr_interval[0] < found.triggers[0].asr_interval[1] <= 1
     assert {"sweep", "sweep, look 2", "trigger search"} <= set(steps)
     assert found.timings.keys() == {"forensics", "sweep", "contrast", "search"}
     assert decide(POLICY, found.evidence, found.faults).level == Level.BACKDOORED
+
+
+def test_several_backdoors_are_told_apart_by_their_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clean, words = pocket.load("clean"), ("sahib", "velvet")
+    suspect = clean
+    for word, target in zip(words, ("a white teapot", "a red bus in the rain"), strict=True):
+        config = TextOnTextConfig(steps=30, clean_batch=8, poison_batch=8, least_asr=0.5)
+        suspect = inject(suspect, [word], target, PROMPTS, config, "insert").patch.apply(suspect)
+    few_candidates(monkeypatch, *(clean.tokenizer.encode(word)[0] for word in words))
+    found = scan(Subject("clip_l", suspect, clean), PROMPTS, CASCADE, POLICY)
+    assert not found.faults
+    assert {trigger.text for trigger in found.triggers} == set(words)
+
+
+def test_a_search_goes_on_away_from_what_it_found() -> None:
+    config = ContrastConfig(vectors=(1,), seeds=1, steps=10, restarts=4, draws=4, prompts=4, pool=12)
+    fit = PROMPTS.prompts
+    sides = Side.of(pocket.load("backdoored"), fit), Side.of(pocket.load("clean"), fit)
+    first = invert(*sides, fit, 1, config, seed=1)
+    target = measure(*sides, fit[:16], first.vectors).target
+    other = invert(*sides, fit, 1, config, seed=1, away=[target])
+    assert first.gaps.max() > 0.5
+    assert float(measure(*sides, fit[:16], other.vectors).target @ target) < SAME_TARGET
+    assert other.gaps.max() < first.gaps.max()
 
 
 def test_a_declared_concept_is_no_departure_but_a_takeover_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +155,7 @@ def test_without_a_finding_no_trigger_is_searched(toy: TextEncoder, monkeypatch:
     quick = CASCADE.model_copy(update={"contrast": None})
     found = scan(Subject("clip_l", perturbed(toy, 0.001), toy), PROMPTS, quick, POLICY)
     assert not found.faults
-    assert found.trigger is None
+    assert not found.triggers
     assert "literal_gap" not in {item.name for item in found.evidence}
 
 
@@ -227,9 +262,9 @@ def test_a_token_whose_row_alone_was_changed_is_found_as_text(monkeypatch: pytes
     gaps = {item.name: item.value for item in found.evidence}
     assert (gaps["gap_k1"] or 0) < 0.1
     assert (gaps["literal_gap"] or 0) > 0.5
-    assert found.trigger is not None
-    assert found.trigger.text == "lighthouse"
-    assert found.trigger.token_ids == (word,)
+    assert found.triggers
+    assert found.triggers[0].text == "lighthouse"
+    assert found.triggers[0].token_ids == (word,)
 
 
 def test_presets_and_policies_choose_the_inversion() -> None:

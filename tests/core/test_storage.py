@@ -25,7 +25,7 @@ def report(**fields: object) -> ScanReport:
         "anchor": None,
         "verdict": Verdict(level=Level.SUSPICIOUS, reasons=("a", "b"), policy="amdet-2", statement="s"),
         "evidence": (Evidence(name="gap_k1", value=0.4812345678, direction="higher", n=64),),
-        "trigger": None,
+        "triggers": (),
         "candidates": (),
         "faults": (),
         "config": {"learning_rate": 1e-5, "seed": 123456789, "vectors": [1, 5], "amdet": None},
