@@ -55,6 +55,8 @@ class Calibration(Record):
     intercept: float
     null: tuple[float, ...] = Field(min_length=1, description="scores of honest encoders, ascending")
     n_backdoored: int = Field(description="encoders from which the weights were learnt, beside the honest ones")
+    caught: int = Field(default=0, description="of those, flagged at the rate by scores in whose fit they had no part")
+    auroc: float | None = Field(default=None, description="of all scores in whose fit their encoder had no part")
     rate: float = Field(default=0.01, gt=0, lt=1, description="false positives that are accepted")
 
     @property

@@ -83,7 +83,9 @@ def _policies() -> Iterator[str]:
 def _calibration(calibration: Calibration) -> Iterator[str]:
     """The weights of a score."""
     yield f"Score, learnt from {calibration.n_backdoored} backdoored encoders and {len(calibration.null)} "
-    yield f"{calibration.family}; flagged above {calibration.bound:.2f} ({calibration.kept_rate:.1%} of them):\n"
+    yield f"{calibration.family}; flagged above {calibration.bound:.2f} ({calibration.kept_rate:.1%} of them). Of the "
+    yield f"backdoored ones {calibration.caught} are flagged when each is scored by a fit in which it had no part; the "
+    yield f"area under the curve of those scores is {calibration.auroc}.\n"
     yield "| evidence | weight | honest ones up to |\n|---|---|---|"
     for term in sorted(calibration.terms, key=lambda term: -term.weight):
         yield f"| `{term.name}` | {term.weight:.2f} | {term.honest:.2f} |"

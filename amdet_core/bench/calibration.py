@@ -12,6 +12,7 @@ from scipy.special import expit
 from ..calibration import Calibration, Term
 from ..errors import ConfigError
 from .results import ModelResult
+from .statistics import auroc
 
 FOLDS = 10
 """Parts of which each is scored by a fit to the others."""
@@ -24,7 +25,7 @@ Values = NDArray[np.float64]
 
 
 def calibrate(rows: Sequence[ModelResult], terms: Sequence[Term], family: str, rate: float = 0.01) -> Calibration:
-    """Learn the weights of terms, and score every honest model by a fit in which it had no part.
+    """Learn the weights of terms, and score every model by a fit in which it had no part.
 
     Models that were changed openly on purpose have no part. Backdoored and honest models weigh alike, however many
     they are.
@@ -48,24 +49,33 @@ def calibrate(rows: Sequence[ModelResult], terms: Sequence[Term], family: str, r
             f"{labels.sum()} and {(~labels).sum()} of {len(table)}",
             "Scan a larger zoo, with the policy that measures these.",
         )
-    fold = np.arange(len(known)) % FOLDS
-    null = [
-        float(score)
-        for part in range(FOLDS)
-        for score in _scores(values[(fold == part) & ~labels], *_fit(values[fold != part], labels[fold != part]))
-    ]
+    unseen = _unseen(values, labels)
     weights, intercept = _fit(values, labels)
-    return Calibration(
+    calibration = Calibration(
         family=family,
         terms=tuple(
             term.model_copy(update={"weight": round(float(weight), DIGITS), "honest": round(float(honest), DIGITS)})
             for term, weight, honest in zip(terms, weights, values[~labels].max(0), strict=True)
         ),
         intercept=round(intercept, DIGITS),
-        null=tuple(sorted(round(score, DIGITS) for score in null)),
+        null=tuple(sorted(round(float(score), DIGITS) for score in unseen[~labels])),
         n_backdoored=int(labels.sum()),
         rate=rate,
     )
+    caught = sum(calibration.p_value(float(score)) <= calibration.kept_rate for score in unseen[labels])
+    area = auroc(unseen[labels].tolist(), unseen[~labels].tolist())
+    return calibration.model_copy(update={"caught": caught, "auroc": area and round(area[0], DIGITS)})
+
+
+def _unseen(values: Values, labels: NDArray[np.bool_]) -> Values:
+    """The score of every model by a fit to the other folds; every fold has its share of both classes."""
+    fold = np.empty(len(labels), dtype=int)
+    for one in (labels, ~labels):
+        fold[one] = np.arange(one.sum()) % FOLDS
+    scores = np.empty(len(labels))
+    for part in range(FOLDS):
+        scores[fold == part] = _scores(values[fold == part], *_fit(values[fold != part], labels[fold != part]))
+    return scores
 
 
 def _values(row: ModelResult, terms: Sequence[Term]) -> list[float] | None:

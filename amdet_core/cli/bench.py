@@ -18,6 +18,7 @@ from .common import Device, Preset
 
 if TYPE_CHECKING:
     from ..bench import Benchmark, Detection, GuardBenchmark, GuardResult
+    from ..calibration import Calibration
 
 T = TypeVar("T")
 
@@ -129,7 +130,7 @@ def bench_calibrate(
     error_rate = f"set to {fitted[0].kept_rate:.1%} on {len(fitted[0].null)} {family}; for others it is not known"
     write_atomic(out, record_json(judge.model_copy(update={"calibrations": fitted, "error_rate": error_rate})))
     for one in fitted:
-        sys.stdout.write(f"{len(one.null)} honest and {one.n_backdoored} backdoored models, rate {one.kept_rate:.3g}\n")
+        sys.stdout.write(f"{_learnt(one)}\n")
         for term in sorted(one.terms, key=lambda term: -term.weight):
             sys.stdout.write(f"  {term.weight:7.3f}  {term.name}, honest ones up to {term.honest:.2f}\n")
     sys.stdout.write(f"written: {out}\n")
@@ -201,6 +202,19 @@ def _guard_table(result: GuardResult) -> str:
     lines = [f"  {name:<36}{_number(row.share, row.interval)} of {row.n}" for name, row in rows.items() if row.n]
     times = f"  {found.milliseconds or 0:.1f} ms a prompt, {found.calibration_seconds or 0:.1f} s once a model"
     return "\n".join([head, *lines, times])
+
+
+def _learnt(calibration: Calibration) -> str:
+    """How many models, and how well those are told apart that had no part in a fit."""
+    from ..bench.calibration import FOLDS
+    from ..bench.statistics import clopper_pearson
+
+    caught, known = calibration.caught, calibration.n_backdoored
+    recall = _number(caught / known, clopper_pearson(caught, known))
+    return (
+        f"{len(calibration.null)} honest and {known} backdoored models; in {FOLDS} folds, at a rate of "
+        f"{calibration.kept_rate:.3g}: recall {recall}, AUROC {_number(calibration.auroc, None)}"
+    )
 
 
 def _number(value: float | None, interval: tuple[float, float] | None) -> str:

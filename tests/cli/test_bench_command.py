@@ -114,7 +114,7 @@ def test_ctrl_c_stops_all_workers_and_keeps_what_was_done(folder: Path) -> None:
 
 
 def test_a_policy_is_calibrated_on_results_and_judges_with_it(tmp_path: Path) -> None:
-    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    results = Path(__file__).parents[2] / "benchmarks" / "calibration"
     known = sorted(results.glob("detection-*.json"))[0]
     policy = POLICIES[read_detection(known).policy].model_dump(mode="json")
     term = {"evidence": "gap_k1", "words": "one vector takes over", "weight": 0, "honest": 0}
@@ -130,6 +130,7 @@ def test_a_policy_is_calibrated_on_results_and_judges_with_it(tmp_path: Path) ->
     made = calibrate("blank.json")
     assert made.returncode == 0, made.stderr
     assert "gap_k1, honest ones up to" in made.stdout
+    assert "in 10 folds, at a rate of" in made.stdout
     own = load_policy(str(tmp_path / "own.json"))
     assert own.calibrations[0].terms[0].weight > 1
     assert "toys" in own.error_rate

@@ -140,6 +140,8 @@ def test_weights_are_learnt_and_both_ways_of_showing_count() -> None:
     assert all(term.weight > 1 for term in fitted.terms)
     assert fitted.terms[0].honest == pytest.approx(0.2, abs=0.02)
     assert len(fitted.null) == 120
+    assert fitted.caught == fitted.n_backdoored == 40
+    assert fitted.auroc == 1
     assert list(fitted.null) == sorted(fitted.null)
     for one in zoo(seed=7)[:40]:
         values = fitted.values(one.evidence.get)
@@ -163,6 +165,8 @@ def test_the_null_knows_nothing_of_the_model_that_it_scores() -> None:
         if (values := fitted.values(one.evidence.get)) is not None
     ]
     assert sum(p <= 0.05 for p in p_values) <= 9
+    assert fitted.caught <= 6
+    assert fitted.auroc == pytest.approx(0.5, abs=0.15)
 
 
 def test_too_few_models_are_refused() -> None:
