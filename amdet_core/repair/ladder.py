@@ -1,0 +1,43 @@
+"""Choosing among repairs by evidence: the first that cures is the least invasive one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..config import CureConfig
+from ..encoder import TextEncoder
+from ..errors import ConfigError
+from ..progress import Progress
+from .condition import Case
+
+
+def first_cure(
+    case: Case, candidates: Iterable[TextEncoder], bounds: CureConfig, total: int, progress: Progress
+) -> TextEncoder:
+    """The first candidate in which no probe works any more, or the one that comes nearest to it.
+
+    Args:
+        candidates: from the least to the most invasive; made one by one.
+        total: how many there are at most.
+    """
+    best: tuple[float, TextEncoder] | None = None
+    for done, candidate in enumerate(candidates, start=1):
+        found = case.measure(candidate)
+        progress("repair", done, total, {"own": found.own_cosine})
+        if best is None or found.own_cosine > best[0]:
+            best = found.own_cosine, candidate
+        if found.cured(bounds):
+            return candidate
+    assert best is not None
+    return best[1]
+
+
+def needs_anchor(case: Case, method: str) -> TextEncoder:
+    """The anchor of a case, or ConfigError where there is none."""
+    if case.anchor is None:
+        raise ConfigError(
+            f"an anchor for {method}: the trusted encoder that the suspect was made from",
+            "none",
+            "Name it with --anchor, or repair without one: amdet repair erase.",
+        )
+    return case.anchor
