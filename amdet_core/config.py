@@ -312,8 +312,11 @@ class CureConfig(Config):
         default=0.95, ge=0, le=1, description="share of triggered prompts nearer to their own answer than to the goal"
     )
     own: float = Field(
-        default=0.95, ge=-1, le=1, description="mean centred cosine of triggered prompts to it; a recovered trigger "
-        "does less than the true one, so more is asked than the true one needs"
+        default=0.95,
+        ge=-1,
+        le=1,
+        description="mean centred cosine of triggered prompts to it; a recovered trigger "
+        "does less than the true one, so more is asked than the true one needs",
     )
     clean: float = Field(default=0.98, ge=-1, le=1, description="mean cosine of clean prompts to the suspect's answer")
 
@@ -352,16 +355,26 @@ class EraseConfig(Config):
 
     prompts: int = Field(default=48, ge=2, description="triggered prompts for each probe")
     clean_prompts: int = Field(default=256, ge=2, description="clean prompts whose keys are preserved")
-    clean_weight: float = Field(default=1.0, gt=0, description="factor of their second moment; MEMIT's lambda")
+    clean_weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(1.0, 2.0, 4.0, 8.0, 16.0),
+        min_length=1,
+        description="factors of their second moment, MEMIT's lambda; the first that keeps clean answers is taken",
+    )
     ridge: float = Field(default=1e-4, gt=0, description="added to it, as a share of its mean diagonal")
     attention: bool = Field(default=True, description="whether the attention's output matrices are edited too")
-    passes: int = Field(default=1, ge=1, description="times that all layers are edited one after the other")
     seed: int = Field(default=42, ge=0, description="of the ordinary tokens")
 
 
-class PlainFineTuneConfig(FineTuneConfig):
-    """Fine-tuning on clean prompts alone, the baseline: the trigger is not known and nothing is recovered."""
+class HealConfig(Config):
+    """How a backdoored encoder is healed."""
 
-    objective: Literal["contrastive", "distillation", "masked-words"] = Field(
-        default="contrastive", description="what it is trained for"
+    cure: CureConfig = Field(default=CureConfig(), description="when a repair counts as one")
+    least: float = Field(
+        default=0.4, description="gap, or departure of a token, from which what a scan recovered counts as a trigger"
+    )
+    probes: int = Field(default=6, ge=1, description="recovered triggers by which repairs are made, the strongest")
+    rounds: int = Field(default=3, ge=1, description="times that a method is tried again with what a re-scan recovers")
+    same: float = Field(
+        default=0.99,
+        description="mean cosine of clean prompts to the anchor's answer from which the anchor can take its place",
     )

@@ -1,0 +1,24 @@
+"""Repairs of backdoored encoders, each with evidence of what it achieved and what it cost."""
+
+from .condition import Case, Condition, Response
+from .heal import Attempt, Clinic, Healing, HealReport, heal
+from .kinds import ANCHORED, CONFIGS, Outcome, Repair, repair
+from .probe import Probe, recovered
+
+__all__ = [
+    "ANCHORED",
+    "CONFIGS",
+    "Attempt",
+    "Case",
+    "Clinic",
+    "Condition",
+    "HealReport",
+    "Healing",
+    "Outcome",
+    "Probe",
+    "Repair",
+    "Response",
+    "heal",
+    "recovered",
+    "repair",
+]

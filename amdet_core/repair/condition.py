@@ -105,9 +105,7 @@ class Case:
     held_out: tuple[str, ...]
 
     @classmethod
-    def of(
-        cls, suspect: TextEncoder, anchor: TextEncoder | None, probes: Sequence[Probe], prompts: PromptSet
-    ) -> Case:
+    def of(cls, suspect: TextEncoder, anchor: TextEncoder | None, probes: Sequence[Probe], prompts: PromptSet) -> Case:
         """Split prompts by their text."""
         fit, held_out = (part.prompts for part in prompts.split())
         return cls(suspect, anchor, tuple(probes), fit, held_out)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attacks.training import Student, draw, old_states, states, train
-from ..config import CureConfig, DistilConfig
+from ..config import DistilConfig
 from ..encoder import TextEncoder
 from ..errors import ConfigError
 from ..progress import Progress, silent
@@ -15,7 +15,7 @@ from .condition import Case
 from .ladder import needs_anchor
 
 
-def repair(case: Case, config: DistilConfig, bounds: CureConfig, progress: Progress = silent) -> TextEncoder:
+def repair(case: Case, config: DistilConfig, progress: Progress = silent) -> TextEncoder:
     """The suspect after training: ``1 - cos`` of all states to the anchor's on triggered prompts, and to its own
     before on clean ones.
 

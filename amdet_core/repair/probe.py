@@ -5,9 +5,11 @@ Shapes as in :mod:`..encoder`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from random import Random
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from ..attacks.effect import Example
 from ..encoder import TextEncoder
 from ..features import Feature
+from ..patterns import sentences
 from ..records import Place, ScanReport
 from ..tails import fitting
 
@@ -96,6 +99,16 @@ class Probe:
         return cls(name, lambda encoder, prompts: [_compared(encoder, prompt, put(prompt)) for prompt in prompts])
 
     @classmethod
+    def of_pattern(cls, tags: str) -> Probe:
+        """Sentences of a grammatical pattern, as many as there are prompts, in place of them."""
+
+        def rows(encoder: TextEncoder, prompts: Sequence[str]) -> list[Row]:
+            made = sentences(tags, len(prompts), Random("".join(prompts)))
+            return [(ids, [True] * len(ids)) for ids in map(encoder.tokenizer.encode, made)]
+
+        return cls(f"sentences of {tags}", rows)
+
+    @classmethod
     def of_examples(cls, name: str, examples: Sequence[Example]) -> Probe:
         """Triggered prompts that are given as they are."""
         known = {example.text: example for example in examples}
@@ -136,26 +149,29 @@ class Probe:
         return fitting(encoder, prompts, self.place, count)
 
 
-def recovered(report: ScanReport, features: Iterable[Feature], least: float) -> tuple[Probe, ...]:
-    """The triggers that a scan recovered: the literal one, tokens that stand out, and pseudo-triggers.
+def recovered(report: ScanReport, features: Iterable[Feature], least: float, most: int) -> tuple[Probe, ...]:
+    """The triggers that a scan recovered, the strongest first: the literal one, then tokens that stand out,
+    grammatical patterns and pseudo-triggers by what they do.
 
     Args:
         least: gap, or for a token its departure, from which one counts; weak ones lead away from the backdoor.
+        most: how many.
     """
-    tokens = {}
-    if report.trigger is not None:
-        tokens[report.trigger.token_ids] = (report.trigger.text, report.trigger.place)
-    for sweep in report.sweeps:
-        for lead in sweep.leads:
-            if max(lead.gap, lead.departure) >= least and not lead.declared:
-                tokens.setdefault(lead.token_ids, (lead.text, lead.place))
-    probes = [Probe.of_tokens(f"{text!r}", ids, place) for ids, (text, place) in tokens.items()]
+    found: dict[object, tuple[float, Probe]] = {}
+    if (literal := report.trigger) is not None:
+        ids = literal.token_ids
+        found[ids] = math.inf, Probe.of_tokens(f"{literal.text!r}", ids, literal.place)
+    for lead in (lead for sweep in report.sweeps for lead in sweep.leads if not lead.declared):
+        probe = Probe.of_tokens(f"{lead.text!r}", lead.token_ids, lead.place)
+        found.setdefault(lead.token_ids, (max(lead.gap, lead.departure), probe))
+    for pattern in (pattern for patterns in report.patterns for pattern in patterns.most):
+        found.setdefault(pattern.tags, (pattern.gap, Probe.of_pattern(pattern.tags)))
     for feature in features:
-        about = feature.candidate
-        if (about.indicators.get("gap") or 0.0) >= least:
-            name = f"pseudo-trigger of {about.vectors} vector{'s' if about.vectors > 1 else ''}"
-            probes.append(Probe.of_vectors(name, feature.vectors, about.place))
-    return tuple(probes)
+        about, gap = feature.candidate, feature.candidate.indicators.get("gap")
+        name = f"pseudo-trigger of {about.vectors} vector{'s' if about.vectors > 1 else ''}"
+        found[feature] = -1.0 if gap is None else gap, Probe.of_vectors(name, feature.vectors, about.place)
+    ordered = sorted(found.values(), key=lambda pair: -pair[0])
+    return tuple(probe for strength, probe in ordered if strength >= least)[:most]
 
 
 def _placed(encoder: TextEncoder, prompts: Sequence[str], trigger: list[int], place: Place) -> list[Row]:
