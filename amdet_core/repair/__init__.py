@@ -3,7 +3,9 @@
 from .condition import Case, Condition, Response
 from .heal import Attempt, Clinic, Healing, HealReport, heal
 from .kinds import ANCHORED, CONFIGS, Outcome, Repair, repair
+from .ladder import needs_anchor
 from .probe import Probe, recovered
+from .report import render_heal
 
 __all__ = [
     "ANCHORED",
@@ -19,6 +21,8 @@ __all__ = [
     "Repair",
     "Response",
     "heal",
+    "needs_anchor",
     "recovered",
+    "render_heal",
     "repair",
 ]

@@ -97,6 +97,10 @@ class Clinic:
         formats.only_encoder(self.opened)
         return self.opened.encoders[0]
 
+    def telling(self, progress: Progress) -> Clinic:
+        """The same, with its progress told elsewhere."""
+        return replace(self, progress=progress)
+
     def scanned(self, encoder: TextEncoder | None = None) -> Scanned:
         """A scan of the target, or of it with a repaired encoder in place of its own."""
         opened = self.opened if encoder is None else self._holding(encoder)
