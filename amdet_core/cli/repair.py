@@ -79,7 +79,7 @@ def repair(
 
     Nothing is written by a repair that does not work (exit code 2).
     """
-    from ..repair import ANCHORED, CONFIGS, Probe, needs_anchor, recovered
+    from ..repair import ANCHORED, CONFIGS, Probe, needs_anchor, triggers
     from ..repair import repair as run
 
     values = setting_values(settings, seed)
@@ -102,7 +102,7 @@ def repair(
         if known:
             return run(told.case(known), config, bounds.cure, progress)
         scanned = told.scanned()
-        probes = recovered(scanned.report, scanned.features, bounds.least, bounds.probes)
+        probes = triggers(scanned, bounds)
         if not probes:
             raise ConfigError(
                 "a trigger by which a repair is made and measured",

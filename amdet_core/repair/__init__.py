@@ -1,10 +1,10 @@
 """Repairs of backdoored encoders, each with evidence of what it achieved and what it cost."""
 
 from .condition import Case, Condition, Response
-from .heal import Attempt, Clinic, Healing, HealReport, heal
+from .heal import Attempt, Clinic, Healing, HealReport, heal, triggers
 from .kinds import ANCHORED, CONFIGS, Outcome, Repair, repair
 from .ladder import needs_anchor
-from .probe import Probe, recovered
+from .probe import Probe
 from .report import render_heal
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "Response",
     "heal",
     "needs_anchor",
-    "recovered",
     "render_heal",
     "repair",
+    "triggers",
 ]

@@ -131,21 +131,24 @@ class Clinic:
         return replace(self.opened, files=(), encoders=(found,))
 
 
-def heal(clinic: Clinic, config: HealConfig | None = None, *, replaced: bool = False) -> Healing:
+def heal(
+    clinic: Clinic, config: HealConfig | None = None, *, replaced: bool = False, before: Scanned | None = None
+) -> Healing:
     """Scan a target; where something is found, repair a copy of its encoder and scan that.
 
     Args:
         replaced: put the anchor in the suspect's place where the two say the same but for the backdoor.
+        before: a scan of the target by the same settings; made where None.
 
     Raises:
         ConfigError: the anchor shall take the suspect's place, and there is none or it says something else.
         AmdetError: the target or the anchor is not usable.
     """
-    config, before = config or HealConfig(), clinic.scanned()
+    config, before = config or HealConfig(), before or clinic.scanned()
     level = before.report.verdict.level
     if level < Level.SUSPICIOUS:
         return Healing(_unchanged(before), before)
-    probes = _recovered(before, config)
+    probes = triggers(before, config)
     case = clinic.case(probes)
     same = case.measure(case.suspect, ()).anchor_cosine
     told = HealReport(
@@ -169,7 +172,7 @@ def heal(clinic: Clinic, config: HealConfig | None = None, *, replaced: bool = F
             attempts.append(Attempt(outcome=made.outcome, verdict=after.report.verdict))
             if _passes(after, case):
                 return Healing(_repaired(told, case, attempts), before, after, clinic.whole(made.patch))
-            more = _recovered(after, config)
+            more = triggers(after, config)
             if not more:
                 break
             probes += more
@@ -194,7 +197,8 @@ def replaceable(same: float | None, config: HealConfig) -> bool:
     return same is not None and same >= config.same
 
 
-def _recovered(scanned: Scanned, config: HealConfig) -> tuple[Probe, ...]:
+def triggers(scanned: Scanned, config: HealConfig) -> tuple[Probe, ...]:
+    """What a scan recovered and repairs are made by."""
     return recovered(scanned.report, scanned.features, config.least, config.probes)
 
 
