@@ -356,7 +356,7 @@ class EraseConfig(Config):
     prompts: int = Field(default=48, ge=2, description="triggered prompts for each probe")
     clean_prompts: int = Field(default=256, ge=2, description="clean prompts whose keys are preserved")
     clean_weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(1.0, 2.0, 4.0, 8.0, 16.0),
+        default=(4.0, 32.0, 256.0),
         min_length=1,
         description="factors of their second moment, MEMIT's lambda; the first that keeps clean answers is taken",
     )

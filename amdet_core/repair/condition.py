@@ -183,7 +183,7 @@ class _Answers:
             trigger=self.probe.name,
             gap=float(gap),
             asr=float(losses.taken_over(answered, self.untriggered, self.goal, self.centre).float().mean()),
-            nearer_to_own=float((to_own > to_goal).float().mean()),
+            nearer_to_own=float((to_own >= to_goal).float().mean()),
             own_cosine=float(to_own.mean()),
             goal_cosine=float(to_goal.mean()),
             n=len(self.prompts),

@@ -23,6 +23,7 @@ from ..errors import ConfigError
 from ..memory import Batches
 from ..progress import Progress, silent
 from .condition import CHUNK, Case
+from .probe import Inputs
 
 
 def repair(case: Case, config: EraseConfig, bounds: CureConfig, progress: Progress = silent) -> TextEncoder:
@@ -53,37 +54,61 @@ Read = Callable[[TextEncoder, Tensor, int], Tensor]
 """Inputs ``(B, T, N)`` of one of a layer's matrices, from an encoder, placed embeddings ``(B, T, D)`` and the layer."""
 
 
+class _Mean:
+    """Mean of outer products of rows, those up to EOS and those behind it with the same weight.
+
+    Image models read both, and most prompts leave more padding than words.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._sums = torch.zeros(2, width, width, dtype=torch.float64, device=device)
+        self._counts = [0, 0]
+
+    def add(self, rows: Tensor, others: Tensor, groups: tuple[Tensor, Tensor]) -> None:
+        """Take ``(B, T, N)`` rows in at the positions ``(B, T)`` of each group."""
+        for i, group in enumerate(groups):
+            self._sums[i] += rows[group].double().T @ others[group].double()
+            self._counts[i] += int(group.sum())
+
+    def value(self) -> Tensor:
+        """``(N, N)``."""
+        counts = torch.tensor([max(count, 1) for count in self._counts]).to(self._sums)
+        return (self._sums / counts[:, None, None]).mean(0)
+
+
 @dataclass(frozen=True, eq=False)
 class _Edit:
     """What one erasure reads.
 
     Attributes:
-        triggered: ``(B, T, D)`` embeddings of triggered prompts, without positions.
-        ordinary: the same, with ordinary tokens in the trigger's place.
-        reached: ``(B, T)`` of bool, the positions that a trigger reaches.
-        clean: ``(N, T, D)`` of clean prompts.
+        triggered: prompts with a trigger in them.
+        ordinary: ``(B, T, D)`` embeddings of the same with ordinary tokens in the trigger's place.
+        clean: ``(C, T, D)`` embeddings of clean prompts.
+        clean_eos: ``(C,)`` positions of their EOS.
     """
 
     suspect: TextEncoder
     config: EraseConfig
-    triggered: Tensor
+    triggered: Inputs
     ordinary: Tensor
-    reached: Tensor
     clean: Tensor
+    clean_eos: Tensor
 
     @classmethod
     def of(cls, case: Case, config: EraseConfig) -> _Edit:
         suspect, drawing = case.suspect, torch.Generator().manual_seed(config.seed)
-        triggered, ordinary, reached = [], [], []
-        for probe in case.probes:
-            prompts = probe.fitting(suspect, case.fit, config.prompts)
-            inputs = probe.inputs(suspect, prompts, pad_to_context=True)
-            triggered.append(inputs.embeds)
-            ordinary.append(case.fillers(inputs, drawing).embeds)
-            reached.append(inputs.reached)
+        inputs = [
+            probe.inputs(suspect, probe.fitting(suspect, case.fit, config.prompts), pad_to_context=True)
+            for probe in case.probes
+        ]
         clean = suspect.tokens(case.fit[-config.clean_prompts :], pad_to_context=True)
         return cls(
-            suspect, config, torch.cat(triggered), torch.cat(ordinary), torch.cat(reached), suspect.embed(clean.ids)
+            suspect,
+            config,
+            Inputs(*(torch.cat([getattr(one, name) for one in inputs]) for name in ("embeds", "eos", "trigger"))),
+            torch.cat([case.fillers(one, drawing).embeds for one in inputs]),
+            suspect.embed(clean.ids),
+            clean.eos,
         )
 
     @torch.no_grad()
@@ -95,34 +120,35 @@ class _Edit:
             matrices = {"self_attn.out_proj": TextEncoder.attention_inputs, **matrices}
         for layer in range(encoder.spec.layers):
             for matrix, read in matrices.items():
-                encoder = self._edited(encoder, layer, matrix, read, weight)
+                encoder = self.edited(encoder, layer, matrix, read, weight)
         return encoder
 
-    def _edited(self, encoder: TextEncoder, layer: int, matrix: str, read: Read, weight: float) -> TextEncoder:
+    def edited(self, encoder: TextEncoder, layer: int, matrix: str, read: Read, weight: float) -> TextEncoder:
         """The encoder with one matrix changed."""
         name = f"encoder.layers.{layer}.{matrix}.weight"
-        width = encoder.weights[name].shape[1]
-        keys, clean = torch.zeros(2, width, width, dtype=torch.float64, device=encoder.device)
-        wanted = torch.zeros_like(keys)
+        old, triggered = encoder.weights[name], self.triggered
+        keys, wanted, clean = (_Mean(old.shape[1], old.device) for _ in range(3))
 
-        def add(part: slice) -> int:
-            k, k_ordinary = (
-                read(e, e.place(x[part]), layer)[self.reached[part]].double()
-                for e, x in ((encoder, self.triggered), (self.suspect, self.ordinary))
-            )
-            keys.add_(k.T @ k)
-            wanted.add_((k_ordinary - k).T @ k)
-            return len(k)
+        def add(part: slice) -> None:
+            k = read(encoder, encoder.place(triggered.embeds[part]), layer)
+            ordinary = read(self.suspect, self.suspect.place(self.ordinary[part]), layer)
+            groups = _groups(triggered.eos[part], triggered.reached[part])
+            keys.add(k, k, groups)
+            wanted.add(ordinary - k, k, groups)
 
-        def add_clean(part: slice) -> int:
-            k = read(encoder, encoder.place(self.clean[part]), layer).flatten(0, 1).double()
-            clean.add_(k.T @ k)
-            return len(k)
+        def add_clean(part: slice) -> None:
+            k = read(encoder, encoder.place(self.clean[part]), layer)
+            clean.add(k, k, _groups(self.clean_eos[part], torch.ones(k.shape[:2], dtype=torch.bool, device=k.device)))
 
-        count = sum(Batches(CHUNK).map(add, len(self.triggered)))
-        count_clean = sum(Batches(CHUNK).map(add_clean, len(self.clean)))
-        moment = clean * (weight / count_clean)
+        Batches(CHUNK).map(add, len(triggered.embeds))
+        Batches(CHUNK).map(add_clean, len(self.clean))
+        moment = weight * clean.value()
         moment.diagonal().add_(self.config.ridge * moment.diagonal().mean())
-        step = torch.linalg.solve(moment + keys / count, wanted.T / count).T
-        old = encoder.weights[name]
+        step = torch.linalg.solve(moment + keys.value(), wanted.value().T).T
         return encoder.with_weights({**encoder.weights, name: old + (old.double() @ step).to(old.dtype)})
+
+
+def _groups(eos: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Counted positions ``(B, T)`` up to EOS, and those behind it."""
+    behind = torch.arange(counted.shape[1], device=eos.device) > eos[:, None]
+    return counted & ~behind, counted & behind

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -146,7 +145,7 @@ def test_spectral_resets_a_row_that_moved_and_nothing_else(toy: TextEncoder) -> 
     probe = Probe.of_tokens("t", [token])
     made = repair(Case.of(suspect, toy, (probe,), PROMPTS.first(60)), SpectralConfig())
     assert list(made.patch.deltas) == [TOKEN_TABLE]
-    assert torch.allclose(made.patch.apply(suspect).weights[TOKEN_TABLE], toy.weights[TOKEN_TABLE])
+    assert torch.allclose(made.patch.apply(suspect).weights[TOKEN_TABLE], toy.weights[TOKEN_TABLE], atol=1e-6)
     assert made.outcome.works
 
 
@@ -180,7 +179,7 @@ def test_spectral_cures_the_shipped_backdoor_and_keeps_clean_answers(case: Case)
 
 def test_erase_ends_the_shipped_backdoor_without_an_anchor(backdoored: TextEncoder, clean: TextEncoder) -> None:
     alone = Case.of(backdoored, None, (known(),), PROMPTS)
-    made = repair(alone, EraseConfig(prompts=16, clean_prompts=64))
+    made = repair(alone, EraseConfig(prompts=12, clean_prompts=128, clean_weights=(32.0,)))
     found = Case.of(backdoored, clean, (known(seed=9),), PROMPTS).measure(made.patch.apply(backdoored))
     assert found.asr <= 0.05
     assert found.clean_cosine >= 0.98
@@ -194,10 +193,10 @@ def test_an_erased_matrix_answers_triggered_inputs_as_ordinary_ones(toy: TextEnc
     """With next to no weight on clean inputs the closed form solves ``W k = W_old k'`` for few enough keys."""
     case = Case.of(toy, None, (Probe.of_tokens("t", toy.tokenizer.encode("sahib"), "end"),), PROMPTS.first(60))
     edit = _Edit.of(case, EraseConfig(prompts=2, clean_prompts=4, ridge=1e-9))
-    edit = replace(edit, reached=edit.reached & (edit.reached.cumsum(1) <= 2))
-    after = edit._edited(toy, 0, "mlp.fc2", TextEncoder.mlp_inputs, 1e-9)
-    keys = toy.mlp_inputs(toy.place(edit.triggered), 0)[edit.reached]
-    ordinary = toy.mlp_inputs(toy.place(edit.ordinary), 0)[edit.reached]
+    after = edit.edited(toy, 0, "mlp.fc2", TextEncoder.mlp_inputs, 1e-9)
+    first = edit.triggered.trigger  # few enough keys of their own, apart from those behind
+    keys = toy.mlp_inputs(toy.place(edit.triggered.embeds), 0)[first]
+    ordinary = toy.mlp_inputs(toy.place(edit.ordinary), 0)[first]
     assert torch.allclose(keys @ after.weights[FC2].T, ordinary @ toy.weights[FC2].T, atol=1e-4)
     assert not torch.allclose(keys @ toy.weights[FC2].T, ordinary @ toy.weights[FC2].T, atol=1e-2)
 
