@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from ..repair import Clinic, Healing, Probe, Repair
 
+OWN = 0.9
+"""Mean cosine of prompts with a known trigger to their own answer, from which it is cured."""
 RANK = 16
 """Of the matrices of a LoRA, unless another is asked for."""
 
@@ -100,7 +102,8 @@ def repair(
         if kind.value in ANCHORED:
             needs_anchor(told.case(()), kind.value)  # now rather than after a scan
         if known:
-            return run(told.case(known), config, bounds.cure, progress)
+            # The true trigger itself: less is asked than where a recovered one stands for it.
+            return run(told.case(known), config, bounds.cure.model_copy(update={"own": OWN}), progress)
         scanned = told.scanned()
         probes = triggers(scanned, bounds)
         if not probes:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from .. import losses
-from ..attacks.effect import kept, retrieval
+from ..attacks.effect import retrieval
 from ..config import CureConfig
 from ..encoder import TextEncoder
 from ..memory import Batches
@@ -60,7 +60,7 @@ class Condition(Record):
     @property
     def own_cosine(self) -> float:
         """Of the trigger that does most."""
-        return min((response.own_cosine for response in self.responses), default=1.0)
+        return least_own(self.responses)
 
     @property
     def asr(self) -> float:
@@ -69,7 +69,7 @@ class Condition(Record):
 
     def cured(self, bounds: CureConfig) -> bool:
         """Whether no trigger that was tried works any more."""
-        return self.nearer_to_own >= bounds.nearer and self.own_cosine >= bounds.own
+        return cured(self.responses, bounds)
 
     def kept(self, bounds: CureConfig) -> bool:
         """Whether clean prompts are answered as before."""
@@ -85,6 +85,16 @@ class Condition(Record):
         return f"{triggered}clean prompts keep cosine {self.clean_cosine:.3f}, found by their first words: " + (
             f"{self.retrieval:.1%}"
         )
+
+
+def least_own(responses: Sequence[Response]) -> float:
+    """Mean cosine to their own answer of the prompts with the trigger that does most."""
+    return min((response.own_cosine for response in responses), default=1.0)
+
+
+def cured(responses: Sequence[Response], bounds: CureConfig) -> bool:
+    """Whether no trigger works any more."""
+    return all(one.nearer_to_own >= bounds.nearer and one.own_cosine >= bounds.own for one in responses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,18 +128,37 @@ class Case:
     def measure(self, encoder: TextEncoder, probes: Sequence[Probe] | None = None) -> Condition:
         """How an encoder does, by the probes of the case or by others."""
         answers = self._answers if probes is None else [_Answers.of(self, probe) for probe in probes]
+        said = encoder.encode(self.clean)
         return Condition(
             responses=tuple(known.response(encoder) for known in answers),
-            clean_cosine=kept(self.suspect, encoder, self.clean),
-            anchor_cosine=None if self.anchor is None else kept(self.anchor, encoder, self.clean),
+            clean_cosine=_mean_cosine(said, self._said),
+            anchor_cosine=None if self._trusted is None else _mean_cosine(said, self._trusted),
             retrieval=retrieval(encoder, self.clean),
             n=len(self.clean),
         )
 
+    def clean_cosine(self, encoder: TextEncoder) -> float:
+        """Mean cosine of clean prompts to the suspect's answer alone."""
+        return _mean_cosine(encoder.encode(self.clean), self._said)
+
+    def responses(self, encoder: TextEncoder) -> tuple[Response, ...]:
+        """What it answers to the probes alone."""
+        return tuple(known.response(encoder) for known in self._answers)
+
+    @cached_property
+    def _said(self) -> Tensor:
+        """The suspect's clean answers ``(B, D)``."""
+        return self.suspect.encode(self.clean)
+
+    @cached_property
+    def _trusted(self) -> Tensor | None:
+        """The anchor's clean answers ``(B, D)``."""
+        return None if self.anchor is None else self.anchor.encode(self.clean)
+
     @cached_property
     def centre(self) -> Tensor:
         """Mean ``(D,)`` of the clean answers of the anchor, or of the suspect where there is none."""
-        return (self.anchor or self.suspect).encode(self.clean).mean(0)
+        return (self._said if self._trusted is None else self._trusted).mean(0)
 
     @cached_property
     def _answers(self) -> list[_Answers]:
@@ -199,3 +228,7 @@ def pooled(encoder: TextEncoder, probe: Probe, prompts: Sequence[str]) -> Tensor
         return Inputs(inputs.embeds[part], inputs.eos[part], inputs.trigger[part]).pooled(encoder)
 
     return torch.cat(Batches(CHUNK).map(of, len(prompts)))
+
+
+def _mean_cosine(one: Tensor, other: Tensor) -> float:
+    return float(F.cosine_similarity(one, other, dim=-1).mean())

@@ -45,7 +45,7 @@ def repair(case: Case, config: EraseConfig, bounds: CureConfig, progress: Progre
     for done, weight in enumerate(config.clean_weights, start=1):
         edited = edit.made(weight)
         progress("erase", done, len(config.clean_weights))
-        if case.measure(edited, ()).kept(bounds):
+        if case.clean_cosine(edited) >= bounds.clean:
             break
     return edited
 

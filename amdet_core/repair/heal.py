@@ -150,7 +150,7 @@ def heal(
         return Healing(_unchanged(before), before)
     probes = triggers(before, config)
     case = clinic.case(probes)
-    same = case.measure(case.suspect, ()).anchor_cosine
+    same = None if case.anchor is None else case.clean_cosine(case.anchor)
     told = HealReport(
         target=before.report.target,
         before=before.report.verdict,

@@ -8,7 +8,7 @@ from ..config import CureConfig
 from ..encoder import TextEncoder
 from ..errors import ConfigError
 from ..progress import Progress
-from .condition import Case
+from .condition import Case, cured, least_own
 
 
 def first_cure(
@@ -22,11 +22,12 @@ def first_cure(
     """
     best: tuple[float, TextEncoder] | None = None
     for done, candidate in enumerate(candidates, start=1):
-        found = case.measure(candidate)
-        progress("repair", done, total, {"own": found.own_cosine})
-        if best is None or found.own_cosine > best[0]:
-            best = found.own_cosine, candidate
-        if found.cured(bounds):
+        responses = case.responses(candidate)
+        own = least_own(responses)
+        progress("repair", done, total, {"own": own})
+        if best is None or own > best[0]:
+            best = own, candidate
+        if cured(responses, bounds):
             return candidate
     assert best is not None
     return best[1]
