@@ -220,10 +220,13 @@ class TextEncoder:
 
     def mlp_inputs(self, hidden: Tensor, layer: int) -> Tensor:
         """What ``fc2`` of a layer reads: placed embeddings ``(B, T, D)`` -> ``(B, T, M)``, M the MLP's width."""
-        x, mask = hidden, self._mask(hidden)
-        for earlier in range(layer):
-            x, _, _ = self._layer(earlier, x, mask, None)
+        x, mask = self._before(layer, hidden)
         return self._inner(layer, self._attend(layer, x, mask, None)[0])
+
+    def attention_inputs(self, hidden: Tensor, layer: int) -> Tensor:
+        """What ``out_proj`` of a layer reads: placed embeddings ``(B, T, D)`` -> ``(B, T, D)``."""
+        x, mask = self._before(layer, hidden)
+        return self._mix(layer, x, mask, None)[0]
 
     def pool(self, states: Tensor, eos: Tensor) -> Tensor:
         """The pooled state: ``(*L, B, T, D)`` states and ``(B,)`` positions of EOS -> ``(*L, B, D)``.
@@ -326,6 +329,13 @@ class TextEncoder:
         length = x.shape[-2]
         return torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
 
+    def _before(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a block reads, from placed embeddings, and the mask."""
+        x, mask = hidden, self._mask(hidden)
+        for earlier in range(layer):
+            x, _, _ = self._layer(earlier, x, mask, None)
+        return x, mask
+
     def _layer(
         self, layer: int, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -337,10 +347,16 @@ class TextEncoder:
         self, layer: int, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The block's first half."""
-        prefix = f"encoder.layers.{layer}"
+        mixed, k, v = self._mix(layer, x, mask, past)
+        return x + self._linear(f"encoder.layers.{layer}.self_attn.out_proj", mixed), k, v
+
+    def _mix(
+        self, layer: int, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The heads' answers ``(N, T, D)``, and keys and values."""
         q, k, v = self._projected(layer, x, "qkv")
         mixed = attention(q, k, v, mask) if past is None else attention_behind(q, k, v, past, mask)
-        return x + self._linear(f"{prefix}.self_attn.out_proj", mixed.transpose(1, 2).flatten(-2)), k, v
+        return mixed.transpose(1, 2).flatten(-2), k, v
 
     def _inner(self, layer: int, x: Tensor) -> Tensor:
         """The MLP's hidden units ``(N, T, M)``."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from amdet_core import config
-from amdet_core.bench import Detection, read_detection
+from amdet_core.bench import Detection, RepairResult, read_detection, read_repairing
 from amdet_core.calibration import Calibration
 from amdet_core.report import schema_json
 from amdet_core.verdict import DEFAULT_POLICY, POLICIES
@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKS = "<!-- results -->\n", "<!-- /results -->"
 """The lines of README.md between which the tables of results stand."""
+REPAIR_MARKS = "<!-- repairs -->\n", "<!-- /repairs -->"
+"""The same for repairs."""
 
 
 def configuration() -> str:
@@ -47,6 +49,12 @@ def _configuration() -> Iterator[str]:
         config.EmbeddingRowConfig,
         config.RankOneConfig,
         config.FineTuneConfig,
+        config.CureConfig,
+        config.SpectralConfig,
+        config.RestoreConfig,
+        config.DistilConfig,
+        config.EraseConfig,
+        config.HealConfig,
     ):
         yield f"## {kind.__name__}\n\n{inspect.getdoc(kind)}\n"
         yield "| setting | default | meaning |\n|---|---|---|"
@@ -141,12 +149,49 @@ def help_page(name: str) -> str:
 def readme() -> str:
     """README.md with the results that are recorded."""
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, rest = page.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    recorded = {
-        path.relative_to(ROOT).as_posix(): read_detection(path) for path in sorted(RESULTS.glob("detection-*.json"))
-    }
-    return before + MARKS[0] + results(recorded) + MARKS[1] + after
+    detected = {_path(path): read_detection(path) for path in sorted(RESULTS.glob("detection-*.json"))}
+    repaired = {_path(path): read_repairing(path) for path in sorted(RESULTS.glob("repair-*.json"))}
+    return _between(_between(page, MARKS, results(detected)), REPAIR_MARKS, repairs(repaired))
+
+
+def _path(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _between(page: str, marks: tuple[str, str], text: str) -> str:
+    """The page with a text between two of its lines."""
+    before, rest = page.split(marks[0])
+    _, after = rest.split(marks[1])
+    return before + marks[0] + text + marks[1] + after
+
+
+def repairs(recorded: Mapping[str, RepairResult]) -> str:
+    """Tables of the complete results, by the path of their file: every method over all models, then by kind."""
+    return "\n".join(_repairs({path: result for path, result in recorded.items() if result.complete})) + "\n"
+
+
+def _repairs(recorded: Mapping[str, RepairResult]) -> Iterator[str]:
+    if not recorded:
+        yield "No repair is recorded yet."
+    columns = ("kind", "method", "n", "nearer to own", "cosine to own", "ASR", "clean cosine", "re-scan clean")
+    for path, result in recorded.items():
+        unchanged = result.metrics.unchanged
+        yield f"[{result.zoo.name}, {result.policy}]({path}): heal left "
+        yield f"{_percent(unchanged.share, unchanged.interval)} of {unchanged.n} benign models as they were.\n"
+        yield f"| {' | '.join(columns)} | healed | seconds |\n|" + "---|" * (len(columns) + 2)
+        for kind, methods in {"all": result.metrics.overall, **result.metrics.by_kind}.items():
+            for name, m in methods.items():
+                cells = (
+                    kind, name, f"{m.repaired} of {m.n}", _percent(m.nearer_to_own), _cosine(m.own_cosine),
+                    _percent(m.asr), _cosine(m.clean_cosine),
+                    _percent(m.rescanned_clean.share, m.rescanned_clean.interval),
+                    _percent(m.healed.share, m.healed.interval), "-" if m.seconds is None else f"{m.seconds:.0f}",
+                )  # fmt: skip
+                yield f"| {' | '.join(cells)} |"
+
+
+def _cosine(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def results(recorded: Mapping[str, Detection]) -> str:

@@ -40,7 +40,7 @@ LAYERS = [
     {"pipeline", "scan", "attacks", "pocket"},
     {"anchors"},
     {"jobs"},
-    {"zoo"},
+    {"zoo", "repair"},
     {"bench"},
     {"cli", "terminal"},
     {"__main__"},
@@ -117,7 +117,7 @@ def test_a_library_is_imported_in_its_one_home(package: str) -> None:
 
 def test_the_detector_knows_neither_attacks_nor_labels() -> None:
     for name in ("scan.py", "pipeline.py"):
-        assert not own_units(CORE / name) & {"attacks", "pocket", "patch", "zoo", "bench"}
+        assert not own_units(CORE / name) & {"attacks", "repair", "pocket", "patch", "zoo", "bench"}
 
 
 def test_judging_needs_no_torch() -> None:

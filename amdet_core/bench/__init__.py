@@ -3,6 +3,7 @@
 from .calibration import calibrate
 from .detection import Benchmark, run
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
+from .repairing import RepairBenchmark, RepairResult, read_repairing, run_repair
 from .results import Detection, ModelResult, read_detection
 
 __all__ = [
@@ -11,9 +12,13 @@ __all__ = [
     "GuardBenchmark",
     "GuardResult",
     "ModelResult",
+    "RepairBenchmark",
+    "RepairResult",
     "calibrate",
     "read_detection",
     "read_guarding",
+    "read_repairing",
     "run",
     "run_guard",
+    "run_repair",
 ]

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import ConfigError
 from ..terminal import ProgressLine, interruptible
-from .common import Layout
+from .changes import (
+    EncoderPath,
+    FileLayout,
+    LoraFile,
+    LoraForm,
+    LoraLayout,
+    Out,
+    Output,
+    Prompts,
+    Seed,
+    Settings,
+    setting_values,
+)
 
 if TYPE_CHECKING:
     from ..attacks import Injection
@@ -35,13 +45,6 @@ class Weights(str, Enum):
     lora = "lora"
 
 
-class LoraLayout(str, Enum):
-    """Key layouts of LoRA files."""
-
-    kohya = "kohya"
-    peft = "peft"
-
-
 class Objective(str, Enum):
     """What an honest fine-tune is trained for."""
 
@@ -50,8 +53,6 @@ class Objective(str, Enum):
     masked_words = "masked-words"
 
 
-EncoderPath = Annotated[Path, typer.Argument(help="file or folder with the encoder; it stays as it is")]
-Out = Annotated[Path, typer.Option(help="file (.safetensors) or folder to write")]
 Triggers = Annotated[list[str], typer.Option("--trigger", help="text that shall take over a prompt; several times")]
 OneTrigger = Annotated[str, typer.Option(help="text of one token")]
 Target = Annotated[str, typer.Option(help="prompt as which a triggered prompt shall be read")]
@@ -61,14 +62,6 @@ Steps = Annotated[int | None, typer.Option(help="optimiser steps [default: as pu
 Learns = Annotated[Weights, typer.Option(help="what learns: all weights, the layers alone, or a LoRA on them")]
 Partial = Annotated[bool, typer.Option("--partial-negatives", help="parts of the trigger alone shall do nothing")]
 Least = Annotated[float | None, typer.Option(help="attack success below which nothing is written", min=0, max=1)]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="any other setting as NAME=VALUE; see docs/configuration.md")
-]
-Seed = Annotated[int, typer.Option(help="of every random choice", min=0)]
-Prompts = Annotated[Path | None, typer.Option(help="prompts to train on, one per line [default: built in]")]
-FileLayout = Annotated[Layout | None, typer.Option(help="file layout [default: hf for a folder, comfyui for a file]")]
-LoraFile = Annotated[Path | None, typer.Option(help="write the change as a LoRA too, to this file (peft: folder)")]
-LoraForm = Annotated[LoraLayout, typer.Option("--lora-layout", help="of that LoRA")]
 
 
 @attack_app.command("text-on-text")
@@ -95,7 +88,7 @@ def text_on_text(
     from ..config import TextOnTextConfig
 
     given = {"adaptive_weight": adaptive, "partial_negatives": partial, "trains": weights.value}
-    config = TextOnTextConfig(**_values(settings, seed, steps=steps, least_asr=least_success, **given))
+    config = TextOnTextConfig(**setting_values(settings, seed, steps=steps, least_asr=least_success, **given))
     _attack(
         encoder, prompts, Output(out, layout, lora, lora_layout, _rank(config)),
         lambda found, texts, told: text_on_text.inject(found, triggers, target, texts, config, mode, told),
@@ -130,7 +123,7 @@ def text_on_pair(
     if (pictures is None) != (image_tower is None):
         raise ConfigError("--pictures and --image-tower together", "one of them", "Give both, or a text alone.")
     given = {"partial_negatives": partial, "trains": weights.value}
-    config = TextOnPairConfig(**_values(settings, seed, steps=steps, least_asr=least_success, **given))
+    config = TextOnPairConfig(**setting_values(settings, seed, steps=steps, least_asr=least_success, **given))
     embeds = None if pictures is None or image_tower is None else files.embed(pictures, image_tower)
     _attack(
         encoder, prompts, Output(out, layout, lora, lora_layout, _rank(config)),
@@ -163,7 +156,7 @@ def attribute(
     from ..config import AttributeConfig
 
     given = {"partial_negatives": partial, "trains": weights.value}
-    config = AttributeConfig(**_values(settings, seed, steps=steps, least_asr=least_success, **given))
+    config = AttributeConfig(**setting_values(settings, seed, steps=steps, least_asr=least_success, **given))
     _attack(
         encoder, prompts, Output(out, layout, lora, lora_layout, _rank(config)),
         lambda found, texts, told: attribute.inject(found, triggers, words, texts, config, mode, told),
@@ -192,7 +185,9 @@ def syntactic(
     from ..attacks import syntactic
     from ..config import SyntacticConfig
 
-    config = SyntacticConfig(**_values(settings, seed, steps=steps, least_asr=least_success, trains=weights.value))
+    config = SyntacticConfig(
+        **setting_values(settings, seed, steps=steps, least_asr=least_success, trains=weights.value)
+    )
     _attack(
         encoder, prompts, Output(out, layout, lora, lora_layout, _rank(config)),
         lambda found, texts, told: syntactic.inject(found, target, texts, config, pattern, told),
@@ -217,7 +212,7 @@ def embedding_row(
     from ..attacks import embedding_row
     from ..config import EmbeddingRowConfig
 
-    config = EmbeddingRowConfig(**_values(settings, seed, steps=steps, least_asr=least_success))
+    config = EmbeddingRowConfig(**setting_values(settings, seed, steps=steps, least_asr=least_success))
     _attack(
         encoder, prompts, Output(out, layout),
         lambda found, texts, told: embedding_row.inject(found, trigger, words, texts, config, mode, told),
@@ -244,7 +239,7 @@ def rank_one(
     from ..attacks import rank_one
     from ..config import RankOneConfig
 
-    config = RankOneConfig(**_values(settings, seed, steps=steps, least_asr=least_success))
+    config = RankOneConfig(**setting_values(settings, seed, steps=steps, least_asr=least_success))
     _attack(
         encoder, prompts, Output(out, layout, lora, lora_layout, 1),
         lambda found, texts, told: rank_one.inject(found, trigger, words, texts, config, mode, told),
@@ -272,68 +267,16 @@ def fine_tune(
     from ..config import FineTuneConfig
 
     given = {"objective": objective.value, "trains": weights.value, "learning_rate": learning_rate}
-    config = FineTuneConfig(**_values(settings, seed, steps=steps, **given))
+    config = FineTuneConfig(**setting_values(settings, seed, steps=steps, **given))
     _change(
         encoder, prompts, Output(out, layout, lora, lora_layout, _rank(config)),
         lambda found, texts, told: benign.fine_tune(found, texts, config, told),
     )  # fmt: skip
 
 
-def _values(settings: list[str] | None, seed: int, **given: object) -> dict[str, Any]:
-    """Settings by name, of which those that were given win over defaults; values as JSON, else as text."""
-    values: dict[str, Any] = {"seed": seed, **{name: value for name, value in given.items() if value is not None}}
-    for setting in settings or []:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError("NAME=VALUE", repr(setting), "See docs/configuration.md for the names.")
-        try:
-            values[name.strip()] = json.loads(text)
-        except ValueError:
-            values[name.strip()] = text.strip()
-    return values
-
-
 def _rank(config: TrainingConfig) -> int | None:
     """Rank of what a training changes, where it is low."""
     return config.rank if config.trains == "lora" else None
-
-
-@dataclass(frozen=True)
-class Output:
-    """What is written: the changed encoder, and the change as a LoRA where a path is given for it.
-
-    Attributes:
-        rank: of the change; None where it has no low one.
-    """
-
-    path: Path
-    layout: Layout | None
-    lora: Path | None = None
-    lora_layout: LoraLayout = LoraLayout.kohya
-    rank: int | None = None
-
-    def check(self) -> None:
-        """Fail now rather than after a long training."""
-        from ..storage import check_writable
-
-        if self.lora is not None and self.rank is None:
-            raise ConfigError("--weights lora with --lora", "another choice of weights", "Add --weights lora.")
-        for path in self._paths():
-            check_writable(path.parent)
-
-    def write(self, found: TextEncoder, patch: Patch) -> None:
-        """Write everything and name it."""
-        from .. import formats
-
-        if self.lora is not None and self.rank is not None:
-            formats.write_lora(patch, self.lora, self.lora_layout.value, rank=self.rank)
-        layout = self.layout or (Layout.comfyui if self.path.suffix == ".safetensors" else Layout.hf)
-        formats.write_encoder(patch.apply(found), self.path, layout.value, metadata=dict(patch.provenance))
-        for path in self._paths():
-            sys.stdout.write(f"written: {path}\n")
-
-    def _paths(self) -> list[Path]:
-        return [path for path in (self.path, self.lora) if path is not None]
 
 
 def _attack(

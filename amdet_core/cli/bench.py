@@ -17,7 +17,7 @@ from ..terminal import ProgressLine
 from .common import Device, Preset
 
 if TYPE_CHECKING:
-    from ..bench import Benchmark, Detection, GuardBenchmark, GuardResult
+    from ..bench import Benchmark, Detection, GuardBenchmark, GuardResult, RepairBenchmark, RepairResult
     from ..calibration import Calibration
 
 T = TypeVar("T")
@@ -108,6 +108,34 @@ def bench_guard(
     sys.stdout.write(f"{_guard_table(result)}\nwritten: {file}\n")
 
 
+@bench_app.command("repair")
+def bench_repair(
+    zoo: Annotated[Path, typer.Option(help="folder with labels.json and the models")],
+    policy: Annotated[str, typer.Option(help="how scans judge: a name or a file")] = "amdet-2",
+    preset: Annotated[Preset, typer.Option(help="how much work scans do")] = Preset.standard,
+    device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
+    seed: Annotated[int, typer.Option(help="of every scan", min=0)] = 42,
+    jobs: Annotated[int, typer.Option(help="models side by side", min=1)] = 1,
+    sample: Annotated[
+        int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="result file; one that an earlier run left is completed")
+    ] = "repair-{zoo}.json",
+) -> None:
+    """Repair every model of a zoo by every method, and measure the results by the true triggers."""
+    from ..bench import RepairBenchmark, run_repair
+    from ..zoo.labels import Labels
+
+    file = Path(out.replace("{zoo}", Labels.read(zoo).name))
+    benchmark = RepairBenchmark(
+        zoo=zoo, policy=policy, preset=preset.value, device=device.value, seed=seed, jobs=jobs, sample=sample
+    )
+    command = _command("repair", benchmark, file, ("policy", "preset", "device", "seed", "sample"))
+    result = _going_on(file, partial(run_repair, benchmark, file, command=command))
+    sys.stdout.write(f"{_repair_table(result)}\nwritten: {file}\n")
+
+
 @bench_app.command("calibrate")
 def bench_calibrate(
     results: Annotated[list[Path], typer.Argument(help="results of amdet bench detection, of zoos for training")],
@@ -146,7 +174,9 @@ def _going_on(file: Path, work: Callable[..., T]) -> T:
         raise typer.Exit(130) from None
 
 
-def _command(name: str, benchmark: Benchmark | GuardBenchmark, file: Path, options: Sequence[str]) -> str:
+def _command(
+    name: str, benchmark: Benchmark | GuardBenchmark | RepairBenchmark, file: Path, options: Sequence[str]
+) -> str:
     """The command line that makes a file, with paths from the current folder; how many jobs changes nothing."""
     parts = ["amdet", "bench", name, "--zoo", _from_here(benchmark.zoo)]
     for option in options:
@@ -215,6 +245,27 @@ def _learnt(calibration: Calibration) -> str:
         f"{len(calibration.null)} honest and {known} backdoored models; in {FOLDS} folds, at a rate of "
         f"{calibration.kept_rate:.3g}: recall {recall}, AUROC {_number(calibration.auroc, None)}"
     )
+
+
+def _repair_table(result: RepairResult) -> str:
+    """Every method over all backdoored models, one a line."""
+    unchanged = result.metrics.unchanged
+    lines = [
+        f"{result.zoo.name}, {result.policy}: {len(result.models)} models, {result.metrics.failed} of them failed; "
+        f"heal left {unchanged.count} of {unchanged.n} benign ones as they were"
+    ]
+    for name, found in result.metrics.overall.items():
+        means = ", ".join(
+            f"{label} {_number(value, None)}"
+            for label, value in (
+                ("nearer", found.nearer_to_own),
+                ("own", found.own_cosine),
+                ("ASR", found.asr),
+                ("clean", found.clean_cosine),
+            )
+        )
+        lines.append(f"  {name:<10} healed {_number(found.healed.share, found.healed.interval)} of {found.n}; {means}")
+    return "\n".join(lines)
 
 
 def _number(value: float | None, interval: tuple[float, float] | None) -> str:

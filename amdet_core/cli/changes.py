@@ -1,0 +1,98 @@
+"""What commands that change encoders share: options, settings, and how the result is written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from .common import Layout
+
+if TYPE_CHECKING:
+    from ..encoder import TextEncoder
+    from ..patch import Patch
+
+
+class LoraLayout(str, Enum):
+    """Key layouts of LoRA files."""
+
+    kohya = "kohya"
+    peft = "peft"
+
+
+EncoderPath = Annotated[Path, typer.Argument(help="file or folder with the encoder; it stays as it is")]
+Out = Annotated[Path, typer.Option(help="file (.safetensors) or folder to write")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="any other setting as NAME=VALUE; see docs/configuration.md")
+]
+Seed = Annotated[int, typer.Option(help="of every random choice", min=0)]
+Prompts = Annotated[Path | None, typer.Option(help="prompts to train on, one per line [default: built in]")]
+FileLayout = Annotated[Layout | None, typer.Option(help="file layout [default: hf for a folder, comfyui for a file]")]
+LoraFile = Annotated[Path | None, typer.Option(help="write the change as a LoRA too, to this file (peft: folder)")]
+LoraForm = Annotated[LoraLayout, typer.Option("--lora-layout", help="of that LoRA")]
+
+
+def setting_values(settings: list[str] | None, seed: int, **given: object) -> dict[str, Any]:
+    """Settings by name, of which those that were given win over defaults; values as JSON, else as text."""
+    values: dict[str, Any] = {"seed": seed, **{name: value for name, value in given.items() if value is not None}}
+    for setting in settings or []:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError("NAME=VALUE", repr(setting), "See docs/configuration.md for the names.")
+        try:
+            values[name.strip()] = json.loads(text)
+        except ValueError:
+            values[name.strip()] = text.strip()
+    return values
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written: the changed encoder, and the change itself where a path is given for it.
+
+    Attributes:
+        rank: of the change as a LoRA; None where it has no low one.
+        delta: file for the differences alone.
+        original: what was changed; nothing is written there.
+    """
+
+    path: Path
+    layout: Layout | None
+    lora: Path | None = None
+    lora_layout: LoraLayout = LoraLayout.kohya
+    rank: int | None = None
+    delta: Path | None = None
+    original: Path | None = None
+
+    def check(self) -> None:
+        """Fail now rather than after a long training."""
+        from ..storage import check_writable
+
+        if self.lora is not None and self.rank is None:
+            raise ConfigError("--weights lora with --lora", "another choice of weights", "Add --weights lora.")
+        for path in self._paths():
+            if self.original is not None and path.absolute() == self.original.absolute():
+                raise ConfigError(f"another place than the original's ({path})", "the same", "It stays as it is.")
+            check_writable(path.parent)
+
+    def write(self, found: TextEncoder, patch: Patch) -> None:
+        """Write everything and name it."""
+        from .. import formats
+
+        if self.lora is not None and self.rank is not None:
+            formats.write_lora(patch, self.lora, self.lora_layout.value, rank=self.rank)
+        if self.delta is not None:
+            patch.save(self.delta)
+        layout = self.layout or (Layout.comfyui if self.path.suffix == ".safetensors" else Layout.hf)
+        formats.write_encoder(patch.apply(found), self.path, layout.value, metadata=dict(patch.provenance))
+        for path in self._paths():
+            sys.stdout.write(f"written: {path}\n")
+
+    def _paths(self) -> list[Path]:
+        return [path for path in (self.path, self.lora, self.delta) if path is not None]

@@ -1,0 +1,202 @@
+"""Repair a copy of a backdoored encoder: by one method, or by whatever works."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ConfigError
+from ..terminal import ProgressLine, interruptible
+from .changes import (
+    EncoderPath,
+    FileLayout,
+    LoraFile,
+    LoraForm,
+    LoraLayout,
+    Out,
+    Output,
+    Seed,
+    Settings,
+    setting_values,
+)
+from .common import Device, Preset, placement, trust_store
+
+if TYPE_CHECKING:
+    from ..progress import Progress
+    from ..repair import Clinic, Healing, Probe, Repair
+
+OWN = 0.9
+"""Mean cosine of prompts with a known trigger to their own answer, from which it is cured."""
+RANK = 16
+"""Of the matrices of a LoRA, unless another is asked for."""
+
+
+class Kind(str, Enum):
+    """Repairs by name."""
+
+    erase = "erase"
+    spectral = "spectral"
+    restore = "restore"
+    distil = "distil"
+    fine_tune = "fine-tune"
+
+
+AnchorPath = Annotated[str, typer.Option(help="trusted encoder that it was made from: a path, auto or none")]
+PromptFile = Annotated[Path | None, typer.Option(help="clean prompts, one per line [default: built in]")]
+PolicyName = Annotated[str, typer.Option(help="how scans judge: a name or a file")]
+Work = Annotated[Preset, typer.Option(help="how much work scans do")]
+Where = Annotated[Device, typer.Option(help="where to compute")]
+Delta = Annotated[Path | None, typer.Option(help="write the differences alone too, to this file")]
+Rank = Annotated[int, typer.Option("--lora-rank", help="of the LoRA's matrices at most", min=1)]
+
+
+def repair(
+    kind: Annotated[Kind, typer.Argument(help="the method; erase needs no anchor, fine-tune is the baseline")],
+    suspect: EncoderPath,
+    out: Out,
+    anchor: AnchorPath = "auto",
+    known_trigger: Annotated[
+        str | None, typer.Option(help="a trigger that you know; without one a scan recovers what it can")
+    ] = None,
+    trigger_mode: Annotated[
+        str, typer.Option(help="how it stands in a prompt: prefix, insert or replace:X")
+    ] = "prefix",
+    settings: Settings = None,
+    prompts: PromptFile = None,
+    policy: PolicyName = "amdet-2",
+    preset: Work = Preset.standard,
+    device: Where = Device.auto,
+    seed: Seed = 42,
+    layout: FileLayout = None,
+    delta: Delta = None,
+    lora: LoraFile = None,
+    lora_layout: LoraForm = LoraLayout.kohya,
+    lora_rank: Rank = RANK,
+) -> None:
+    """Repair a copy of an encoder by one method, and say what that achieved.
+
+    Nothing is written by a repair that does not work (exit code 2).
+    """
+    from ..repair import ANCHORED, CONFIGS, Probe, needs_anchor, triggers
+    from ..repair import repair as run
+
+    values = setting_values(settings, seed)
+    if "seed" not in CONFIGS[kind.value].model_fields:
+        del values["seed"]
+    config = CONFIGS[kind.value](**values)
+    output = Output(out, layout, lora, lora_layout, lora_rank, delta, suspect)
+    output.check()
+    clinic = _clinic(suspect, anchor, prompts, policy, preset, device, seed)
+    known: tuple[Probe, ...] = ()
+    if known_trigger is not None:
+        known = (Probe.of_text(f"{known_trigger!r}", placement(known_trigger, trigger_mode, seed)),)
+
+    def work(progress: Progress) -> Repair:
+        from ..config import HealConfig
+
+        told, bounds = clinic.telling(progress), HealConfig()
+        if kind.value in ANCHORED:
+            needs_anchor(told.case(()), kind.value)  # now rather than after a scan
+        if known:
+            # The true trigger itself: less is asked than where a recovered one stands for it.
+            return run(told.case(known), config, bounds.cure.model_copy(update={"own": OWN}), progress)
+        scanned = told.scanned()
+        probes = triggers(scanned, bounds)
+        if not probes:
+            raise ConfigError(
+                "a trigger by which a repair is made and measured",
+                f"none in a scan that says {scanned.report.verdict.level.name.lower()}",
+                "Name it with --known-trigger, or scan more thoroughly: --preset thorough.",
+            )
+        return run(told.case(probes), config, bounds.cure, progress)
+
+    with ProgressLine() as line:
+        made = interruptible(work, line)
+    sys.stdout.write(f"{made.outcome}\n")
+    if not made.outcome.works:
+        sys.stdout.write("this repair does not work; nothing was written\n")
+        raise typer.Exit(2)
+    output.write(clinic.found.encoder, clinic.whole(made.patch))
+
+
+def heal(
+    path: EncoderPath,
+    anchor: AnchorPath = "auto",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="write the trusted encoder, where it says the same but for the backdoor")
+    ] = False,
+    prompts: PromptFile = None,
+    policy: PolicyName = "amdet-2",
+    preset: Work = Preset.standard,
+    device: Where = Device.auto,
+    seed: Seed = 42,
+    report: Annotated[Path | None, typer.Option(help="folder of the reports [default: amdet-report/NAME]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file or folder of the healed encoder [default: healed.safetensors beside them]")
+    ] = None,
+    layout: FileLayout = None,
+    delta: Delta = None,
+    lora: LoraFile = None,
+    lora_layout: LoraForm = LoraLayout.kohya,
+    lora_rank: Rank = RANK,
+) -> None:
+    """Scan an encoder, repair a copy of it by the least invasive method that works, and scan that.
+
+    Exit code 0: nothing was found, or it is healed; 2: no repair worked, or the scan could not tell.
+    """
+    from ..repair import heal as run
+    from ..repair import render_heal
+    from ..storage import check_writable, publish, record_json, write_atomic
+
+    folder = report or Path("amdet-report") / path.absolute().name
+    check_writable(folder)
+    output = Output(out or folder / "healed.safetensors", layout, lora, lora_layout, lora_rank, delta, path)
+    output.check()
+    clinic = _clinic(path, anchor, prompts, policy, preset, device, seed)
+
+    def work(progress: Progress) -> Healing:
+        return run(clinic.telling(progress), replaced=replace)
+
+    with ProgressLine() as line:
+        healing = interruptible(work, line)
+    publish(folder / "before", healing.before.files)
+    if healing.after is not None:
+        publish(folder / "after", healing.after.files)
+    text = render_heal(healing.report)
+    write_atomic(folder / "heal.md", text.encode())
+    write_atomic(folder / "heal.json", record_json(healing.report))
+    sys.stdout.write(text)
+    if healing.patch is not None:
+        output.write(clinic.found.encoder, healing.patch)
+    sys.stderr.write(f"report: {folder / 'heal.md'}\n")
+    raise typer.Exit(2 if healing.report.action in ("failed", "not judged") else 0)
+
+
+def _clinic(
+    path: Path, anchor: str, prompts: Path | None, policy: str, preset: Preset, device: Device, seed: int
+) -> Clinic:
+    """A target with one encoder, its anchors, and how it is scanned."""
+    from .. import formats
+    from ..anchors import Anchors
+    from ..jobs import choose_device
+    from ..prompts import builtin_prompts, read_prompts
+    from ..repair import Clinic
+    from ..scan import plan
+    from ..verdict import load_policy
+
+    judge = load_policy(policy)
+    scan = plan(judge, preset.value, seed)
+    clinic = Clinic(
+        opened=formats.open_target(path),
+        anchors=Anchors.of(anchor, trust_store()),
+        scan=scan,
+        policy=judge,
+        prompts=read_prompts(prompts) if prompts else builtin_prompts(scan.prompt_limit),
+        device=choose_device(device.value),
+    )
+    formats.only_encoder(clinic.opened)
+    return clinic

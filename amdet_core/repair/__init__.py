@@ -1,0 +1,28 @@
+"""Repairs of backdoored encoders, each with evidence of what it achieved and what it cost."""
+
+from .condition import Case, Condition, Response
+from .heal import Attempt, Clinic, Healing, HealReport, heal, triggers
+from .kinds import ANCHORED, CONFIGS, Outcome, Repair, repair
+from .ladder import needs_anchor
+from .probe import Probe
+from .report import render_heal
+
+__all__ = [
+    "ANCHORED",
+    "CONFIGS",
+    "Attempt",
+    "Case",
+    "Clinic",
+    "Condition",
+    "HealReport",
+    "Healing",
+    "Outcome",
+    "Probe",
+    "Repair",
+    "Response",
+    "heal",
+    "needs_anchor",
+    "render_heal",
+    "repair",
+    "triggers",
+]

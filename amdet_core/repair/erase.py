@@ -1,0 +1,154 @@
+"""Erase what recovered triggers do, in closed form and without an anchor, as MTBD promises.
+
+MTBD's own edit is not published beside its name; this is the form of its likely source, MEMIT, with ordinary tokens
+in the trigger's place as what the edited matrices shall answer: see ``docs/repair.md``.
+
+References:
+    Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, https://arxiv.org/abs/2210.07229 (keys, values and
+    the second moment of clean keys).
+    Arad et al., ReFACT, NAACL 2024, https://arxiv.org/abs/2306.00738 (the same in CLIP's text encoder).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import CureConfig, EraseConfig
+from ..encoder import TextEncoder
+from ..errors import ConfigError
+from ..memory import Batches
+from ..progress import Progress, silent
+from .condition import CHUNK, Case
+from .probe import Inputs
+
+
+def repair(case: Case, config: EraseConfig, bounds: CureConfig, progress: Progress = silent) -> TextEncoder:
+    """The suspect with the output matrices of all layers edited, the strongest edit that keeps clean answers.
+
+    With K the inputs of a matrix W at the trigger and behind it, K' the inputs at the same positions where ordinary
+    tokens stand in the trigger's place, and C the second moment of its inputs on clean prompts:
+    ``W += W (K' - K) K^T (w C + K K^T)^-1``. Layers are edited one after the other, each with the inputs that the
+    edits before it leave.
+
+    Raises:
+        ConfigError: there is no trigger to erase.
+    """
+    if not case.probes:
+        raise ConfigError(
+            "a trigger to erase", "none that a scan recovered", "Scan more thoroughly, or name it: --known-trigger."
+        )
+    edit = _Edit.of(case, config)
+    for done, weight in enumerate(config.clean_weights, start=1):
+        edited = edit.made(weight)
+        progress("erase", done, len(config.clean_weights))
+        if case.clean_cosine(edited) >= bounds.clean:
+            break
+    return edited
+
+
+Read = Callable[[TextEncoder, Tensor, int], Tensor]
+"""Inputs ``(B, T, N)`` of one of a layer's matrices, from an encoder, placed embeddings ``(B, T, D)`` and the layer."""
+
+
+class _Mean:
+    """Mean of outer products of rows, those up to EOS and those behind it with the same weight.
+
+    Image models read both, and most prompts leave more padding than words.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._sums = torch.zeros(2, width, width, dtype=torch.float64, device=device)
+        self._counts = [0, 0]
+
+    def add(self, rows: Tensor, others: Tensor, groups: tuple[Tensor, Tensor]) -> None:
+        """Take ``(B, T, N)`` rows in at the positions ``(B, T)`` of each group."""
+        for i, group in enumerate(groups):
+            self._sums[i] += rows[group].double().T @ others[group].double()
+            self._counts[i] += int(group.sum())
+
+    def value(self) -> Tensor:
+        """``(N, N)``."""
+        counts = torch.tensor([max(count, 1) for count in self._counts]).to(self._sums)
+        return (self._sums / counts[:, None, None]).mean(0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Edit:
+    """What one erasure reads.
+
+    Attributes:
+        triggered: prompts with a trigger in them.
+        ordinary: ``(B, T, D)`` embeddings of the same with ordinary tokens in the trigger's place.
+        clean: ``(C, T, D)`` embeddings of clean prompts.
+        clean_eos: ``(C,)`` positions of their EOS.
+    """
+
+    suspect: TextEncoder
+    config: EraseConfig
+    triggered: Inputs
+    ordinary: Tensor
+    clean: Tensor
+    clean_eos: Tensor
+
+    @classmethod
+    def of(cls, case: Case, config: EraseConfig) -> _Edit:
+        suspect, drawing = case.suspect, torch.Generator().manual_seed(config.seed)
+        inputs = [
+            probe.inputs(suspect, probe.fitting(suspect, case.fit, config.prompts), pad_to_context=True)
+            for probe in case.probes
+        ]
+        clean = suspect.tokens(case.fit[-config.clean_prompts :], pad_to_context=True)
+        return cls(
+            suspect,
+            config,
+            Inputs(*(torch.cat([getattr(one, name) for one in inputs]) for name in ("embeds", "eos", "trigger"))),
+            torch.cat([case.fillers(one, drawing).embeds for one in inputs]),
+            suspect.embed(clean.ids),
+            clean.eos,
+        )
+
+    @torch.no_grad()
+    def made(self, weight: float) -> TextEncoder:
+        """The edited encoder; ``weight`` is the factor w of the clean keys."""
+        encoder = self.suspect
+        matrices: dict[str, Read] = {"mlp.fc2": TextEncoder.mlp_inputs}
+        if self.config.attention:
+            matrices = {"self_attn.out_proj": TextEncoder.attention_inputs, **matrices}
+        for layer in range(encoder.spec.layers):
+            for matrix, read in matrices.items():
+                encoder = self.edited(encoder, layer, matrix, read, weight)
+        return encoder
+
+    def edited(self, encoder: TextEncoder, layer: int, matrix: str, read: Read, weight: float) -> TextEncoder:
+        """The encoder with one matrix changed."""
+        name = f"encoder.layers.{layer}.{matrix}.weight"
+        old, triggered = encoder.weights[name], self.triggered
+        keys, wanted, clean = (_Mean(old.shape[1], old.device) for _ in range(3))
+
+        def add(part: slice) -> None:
+            k = read(encoder, encoder.place(triggered.embeds[part]), layer)
+            ordinary = read(self.suspect, self.suspect.place(self.ordinary[part]), layer)
+            groups = _groups(triggered.eos[part], triggered.reached[part])
+            keys.add(k, k, groups)
+            wanted.add(ordinary - k, k, groups)
+
+        def add_clean(part: slice) -> None:
+            k = read(encoder, encoder.place(self.clean[part]), layer)
+            clean.add(k, k, _groups(self.clean_eos[part], torch.ones(k.shape[:2], dtype=torch.bool, device=k.device)))
+
+        Batches(CHUNK).map(add, len(triggered.embeds))
+        Batches(CHUNK).map(add_clean, len(self.clean))
+        moment = weight * clean.value()
+        moment.diagonal().add_(self.config.ridge * moment.diagonal().mean())
+        step = torch.linalg.solve(moment + keys.value(), wanted.value().T).T
+        return encoder.with_weights({**encoder.weights, name: old + (old.double() @ step).to(old.dtype)})
+
+
+def _groups(eos: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Counted positions ``(B, T)`` up to EOS, and those behind it."""
+    behind = torch.arange(counted.shape[1], device=eos.device) > eos[:, None]
+    return counted & ~behind, counted & behind

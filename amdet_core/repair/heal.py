@@ -1,0 +1,289 @@
+"""The loop: scan, repair by the least invasive method that works, scan again, and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from .. import formats
+from ..anchors import Anchors
+from ..config import Config, DistilConfig, EraseConfig, HealConfig, RestoreConfig, ScanConfig, SpectralConfig
+from ..encoder import TOKEN_TABLE, TextEncoder
+from ..errors import ConfigError
+from ..formats import FoundEncoder, OpenedTarget
+from ..jobs import Outcome as Scanned
+from ..jobs import scan_opened
+from ..patch import Patch
+from ..progress import Progress, silent
+from ..prompts import PromptSet
+from ..records import Level, LevelName, Measured, Record, Target, Verdict
+from ..verdict import Policy
+from .condition import Case
+from .kinds import Outcome, finish, repair
+from .probe import Probe, recovered
+
+REPLACED = "replace"
+"""What a repair is called that puts the anchor in the suspect's place."""
+
+
+class Attempt(Record):
+    """One repair that was tried, and what a scan says of its result."""
+
+    outcome: Outcome
+    verdict: Verdict | None = Field(description="of the re-scan; null: the repair did not work, so none was made")
+
+
+class HealReport(Record):
+    """What was found, what was done, and how far it helped."""
+
+    target: Target
+    before: Verdict
+    action: Literal["nothing", "replaced", "repaired", "failed", "not judged"]
+    statement: str
+    advice: str = ""
+    same_as_anchor: Measured = Field(
+        default=None, description="mean cosine of the suspect's clean answers to the anchor's"
+    )
+    triggers: tuple[str, ...] = Field(default=(), description="recovered, by which repairs were made and chosen")
+    attempts: tuple[Attempt, ...] = ()
+    after: LevelName | None = Field(default=None, description="of the last re-scan")
+
+    @property
+    def healed(self) -> bool:
+        """Whether there is a repaired encoder to use."""
+        return self.action in ("repaired", "replaced")
+
+
+@dataclass(frozen=True, eq=False)
+class Healing:
+    """A report, the scans before and after, and the patch where there is one."""
+
+    report: HealReport
+    before: Scanned
+    after: Scanned | None = None
+    patch: Patch | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Clinic:
+    """Everything that scans and repairs of one target share.
+
+    Attributes:
+        opened: a target with one encoder; it stays as it is.
+        anchors: where the anchor comes from.
+        scan: of every scan, before and after.
+        prompts: to scan, repair and measure with.
+    """
+
+    opened: OpenedTarget
+    anchors: Anchors
+    scan: ScanConfig
+    policy: Policy
+    prompts: PromptSet
+    device: torch.device
+    progress: Progress = silent
+
+    @property
+    def found(self) -> FoundEncoder:
+        """The encoder.
+
+        Raises:
+            EncoderError: there are several.
+        """
+        formats.only_encoder(self.opened)
+        return self.opened.encoders[0]
+
+    def telling(self, progress: Progress) -> Clinic:
+        """The same, with its progress told elsewhere."""
+        return replace(self, progress=progress)
+
+    def scanned(self, encoder: TextEncoder | None = None) -> Scanned:
+        """A scan of the target, or of it with a repaired encoder in place of its own."""
+        opened = self.opened if encoder is None else self._holding(encoder)
+        return scan_opened(
+            opened, self.anchors, self.scan, self.policy, self.prompts, self.device, progress=self.progress
+        )
+
+    def case(self, probes: Sequence[Probe]) -> Case:
+        """The encoder and its anchor, as far as prompts reach, with triggers to repair by."""
+        found = self.found
+        anchor = self.anchors.match(found, self.opened).encoder
+        return Case.of(
+            found.in_use().to(self.device),
+            None if anchor is None else found.in_use(anchor).to(self.device),
+            probes,
+            self.prompts.first(self.scan.prompt_limit),
+        )
+
+    def whole(self, patch: Patch) -> Patch:
+        """A patch of what prompts reach as one of the file's encoder, which may have added token rows."""
+        if TOKEN_TABLE not in patch.deltas or not self.found.added_tokens:
+            return patch
+        rows = torch.nn.functional.pad(patch.deltas[TOKEN_TABLE], (0, 0, 0, self.found.added_tokens))
+        return Patch({**patch.deltas, TOKEN_TABLE: rows}, patch.provenance)
+
+    def _holding(self, encoder: TextEncoder) -> OpenedTarget:
+        found = replace(self.found, encoder=encoder, layout="graph")
+        return replace(self.opened, files=(), encoders=(found,))
+
+
+def heal(
+    clinic: Clinic, config: HealConfig | None = None, *, replaced: bool = False, before: Scanned | None = None
+) -> Healing:
+    """Scan a target; where something is found, repair a copy of its encoder and scan that.
+
+    Args:
+        replaced: put the anchor in the suspect's place where the two say the same but for the backdoor.
+        before: a scan of the target by the same settings; made where None.
+
+    Raises:
+        ConfigError: the anchor shall take the suspect's place, and there is none or it says something else.
+        AmdetError: the target or the anchor is not usable.
+    """
+    config, before = config or HealConfig(), before or clinic.scanned()
+    level = before.report.verdict.level
+    if level < Level.SUSPICIOUS:
+        return Healing(_unchanged(before), before)
+    probes = triggers(before, config)
+    case = clinic.case(probes)
+    same = None if case.anchor is None else case.clean_cosine(case.anchor)
+    told = HealReport(
+        target=before.report.target,
+        before=before.report.verdict,
+        action="failed",
+        statement="",
+        same_as_anchor=same,
+        advice=_advice(before, same, config),
+    )
+    if replaced:
+        return _replaced(clinic, case, before, told, config)
+    attempts: list[Attempt] = []
+    for method in ladder(case):
+        for _ in range(config.rounds):
+            made = repair(case, method, config.cure, clinic.progress)
+            if not made.outcome.works:
+                attempts.append(Attempt(outcome=made.outcome, verdict=None))
+                break
+            after = clinic.scanned(clinic.whole(made.patch).apply(clinic.found.encoder))
+            attempts.append(Attempt(outcome=made.outcome, verdict=after.report.verdict))
+            if _passes(after, case):
+                return Healing(_repaired(told, case, attempts), before, after, clinic.whole(made.patch))
+            more = triggers(after, config)
+            if not more:
+                break
+            probes += more
+            case = clinic.case(probes)
+    return Healing(_failed(told, case, attempts), before)
+
+
+def ladder(case: Case) -> Iterator[Config]:
+    """Methods that can be used here, from the least to the most invasive."""
+    if case.anchor is None:
+        if case.probes:
+            yield EraseConfig()
+        return
+    yield SpectralConfig()
+    yield RestoreConfig()
+    if case.probes:
+        yield DistilConfig()
+
+
+def replaceable(same: float | None, config: HealConfig) -> bool:
+    """Whether an anchor can take the suspect's place, by the mean cosine of their clean answers."""
+    return same is not None and same >= config.same
+
+
+def triggers(scanned: Scanned, config: HealConfig) -> tuple[Probe, ...]:
+    """What a scan recovered and repairs are made by."""
+    return recovered(scanned.report, scanned.features, config.least, config.probes)
+
+
+def _passes(after: Scanned, case: Case) -> bool:
+    """Whether a re-scan finds nothing. Without an anchor no scan says clean, and no fault is the best there is."""
+    level = after.report.verdict.level
+    return level == Level.CLEAN or (case.anchor is None and level < Level.SUSPICIOUS and not after.report.faults)
+
+
+def _replaced(clinic: Clinic, case: Case, before: Scanned, told: HealReport, config: HealConfig) -> Healing:
+    if case.anchor is None or not replaceable(told.same_as_anchor, config):
+        raise ConfigError(
+            f"an anchor whose clean answers are the suspect's (mean cosine {config.same} or more)",
+            "no anchor" if case.anchor is None else f"{told.same_as_anchor:.3f}: the suspect learnt more than that",
+            "Repair it instead: leave --replace out.",
+        )
+    made = finish(case, REPLACED, case.anchor, config.cure, 0.0)
+    after = clinic.scanned(clinic.whole(made.patch).apply(clinic.found.encoder))
+    attempt = Attempt(outcome=made.outcome, verdict=after.report.verdict)
+    statement = (
+        "The trusted encoder took the suspect's place: backdoor aside, both say the same "
+        f"(mean cosine {told.same_as_anchor:.3f} on clean prompts)."
+    )
+    report = told.model_copy(
+        update={"action": "replaced", "statement": statement, "advice": "", **_tried(case, [attempt])}
+    )
+    return Healing(report, before, after, clinic.whole(made.patch))
+
+
+def _unchanged(before: Scanned) -> HealReport:
+    verdict = before.report.verdict
+    judged = verdict.level == Level.CLEAN
+    return HealReport(
+        target=before.report.target,
+        before=verdict,
+        action="nothing" if judged else "not judged",
+        statement=(
+            "Nothing was found, so nothing was changed."
+            if judged
+            else "The scan could not tell whether there is anything to heal, so nothing was changed."
+        ),
+        advice="" if judged else "Read why, put right what failed, and heal again; an anchor helps most.",
+    )
+
+
+def _advice(before: Scanned, same: float | None, config: HealConfig) -> str:
+    """The simplest cure, where there is one."""
+    if same is None or not replaceable(same, config):
+        return ""
+    name = before.report.anchor[0].name if before.report.anchor else "the anchor"
+    return (
+        f"The simplest cure: use the trusted encoder itself ({name}). Backdoor aside, the suspect says what it says "
+        f"(mean cosine {same:.3f} on clean prompts). With --replace that is what is written."
+    )
+
+
+def _tried(case: Case, attempts: Sequence[Attempt]) -> dict[str, object]:
+    last = attempts[-1].verdict if attempts else None
+    return {
+        "triggers": tuple(probe.name for probe in case.probes),
+        "attempts": tuple(attempts),
+        "after": None if last is None else last.level,
+    }
+
+
+def _repaired(told: HealReport, case: Case, attempts: Sequence[Attempt]) -> HealReport:
+    last = attempts[-1]
+    found = (
+        "a re-scan finds nothing"
+        if case.anchor is not None
+        else "a re-scan without an anchor finds nothing any more, which can't be called clean"
+    )
+    statement = f"Repaired by {last.outcome.method}: {found}. {last.outcome.after}."
+    return told.model_copy(update={"action": "repaired", "statement": statement, **_tried(case, attempts)})
+
+
+def _failed(told: HealReport, case: Case, attempts: Sequence[Attempt]) -> HealReport:
+    why = "; ".join(
+        f"{one.outcome.method}: "
+        + (
+            f"a re-scan still says {one.verdict.level.name.lower()}"
+            if one.verdict is not None
+            else f"{one.outcome.after}"
+        )
+        for one in attempts
+    )
+    statement = f"No repair worked, and nothing was written. {why or 'No trigger was recovered to repair by.'}"
+    return told.model_copy(update={"statement": statement, **_tried(case, attempts)})

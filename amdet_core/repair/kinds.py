@@ -1,0 +1,120 @@
+"""The repairs by name, and what each of them achieved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from ..attacks.benign import fine_tune
+from ..config import Config, CureConfig, DistilConfig, EraseConfig, FineTuneConfig, RestoreConfig, SpectralConfig
+from ..encoder import TextEncoder
+from ..errors import ConfigError
+from ..patch import Patch
+from ..progress import Progress, silent
+from ..prompts import PromptSet
+from ..records import Record
+from . import distil, erase, restore, spectral
+from .condition import Case, Condition
+
+CONFIGS: Mapping[str, type[Config]] = {
+    "erase": EraseConfig,
+    "spectral": SpectralConfig,
+    "restore": RestoreConfig,
+    "distil": DistilConfig,
+    "fine-tune": FineTuneConfig,
+}
+"""Name of a repair -> its settings; ``fine-tune`` is the baseline."""
+ANCHORED = ("spectral", "restore", "distil")
+"""Repairs that need an anchor."""
+
+
+class Outcome(Record):
+    """What a repair achieved, by the triggers that it was given."""
+
+    method: str
+    before: Condition
+    after: Condition
+    cured: bool = Field(description="whether none of the triggers works any more")
+    kept: bool = Field(description="whether clean prompts are answered as before")
+    seconds: float = Field(description="of the repair, without measuring before and after")
+
+    @property
+    def works(self) -> bool:
+        """Whether it can be used."""
+        return self.cured and self.kept
+
+    def __str__(self) -> str:
+        return f"{self.method}: before, {self.before}; after, {self.after}"
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """A repair, ready to be applied to the suspect, and what it achieves."""
+
+    patch: Patch
+    outcome: Outcome
+
+
+def repair(case: Case, config: Config, bounds: CureConfig | None = None, progress: Progress = silent) -> Repair:
+    """Run the repair that the settings belong to, and measure before and after.
+
+    Args:
+        bounds: when a repair counts as one; methods that choose among several edits choose by them.
+
+    Raises:
+        ConfigError: it needs an anchor, or a trigger, and there is none.
+        NumericalError: a training diverged.
+    """
+    bounds, method = bounds or CureConfig(), named(config)
+    started = time.perf_counter()
+    after = _repaired(case, config, bounds, progress)
+    return finish(case, method, after, bounds, time.perf_counter() - started, settings=config)
+
+
+def finish(
+    case: Case, method: str, after: TextEncoder, bounds: CureConfig, seconds: float, *, settings: Config | None = None
+) -> Repair:
+    """Measure what became of a suspect, and record it."""
+    before, found = case.measure(case.suspect), case.measure(after)
+    outcome = Outcome(
+        method=method,
+        before=before,
+        after=found,
+        cured=found.cured(bounds),
+        kept=found.kept(bounds),
+        seconds=seconds,
+    )
+    made = {"repair": method, "triggers": "\n".join(probe.name for probe in case.probes)}
+    if settings is not None:
+        made["config"] = settings.model_dump_json()
+    return Repair(Patch.between(case.suspect, after, {**made, "effect": outcome.model_dump_json()}), outcome)
+
+
+def named(config: Config) -> str:
+    """The name of the repair that settings belong to.
+
+    Raises:
+        ConfigError: they belong to none.
+    """
+    for name, kind in CONFIGS.items():
+        if type(config) is kind:
+            return name
+    raise ConfigError("settings of a repair", type(config).__name__, "See docs/repair.md.")
+
+
+def _repaired(case: Case, config: Config, bounds: CureConfig, progress: Progress) -> TextEncoder:
+    match config:
+        case SpectralConfig():
+            return spectral.repair(case, config, bounds, progress)
+        case RestoreConfig():
+            return restore.repair(case, config, bounds, progress)
+        case DistilConfig():
+            return distil.repair(case, config, progress)
+        case EraseConfig():
+            return erase.repair(case, config, bounds, progress)
+        case FineTuneConfig():
+            return fine_tune(case.suspect, PromptSet(case.fit, "clean prompts"), config, progress).apply(case.suspect)
+    raise ConfigError("settings of a repair", type(config).__name__, "See docs/repair.md.")

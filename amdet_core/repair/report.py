@@ -1,0 +1,58 @@
+"""A healing as one page of Markdown: what was found, what was done, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .heal import Attempt, HealReport
+from .kinds import Outcome
+
+TITLES = {
+    "nothing": "Nothing to heal",
+    "replaced": "Replaced by the trusted encoder",
+    "repaired": "Repaired",
+    "failed": "Not repaired",
+    "not judged": "Could not tell",
+}
+
+
+def render_heal(report: HealReport) -> str:
+    """The page, with a line end at its end."""
+    return "\n".join(_lines(report)) + "\n"
+
+
+def _lines(report: HealReport) -> Iterator[str]:
+    yield f"# {TITLES[report.action]}: {report.target.path}\n"
+    yield report.statement
+    if report.advice:
+        yield f"\n{report.advice}"
+    yield f"\nThe scan before says {report.before.level.name.lower()} (policy {report.before.policy}):"
+    yield from (f"- {reason}" for reason in report.before.reasons)
+    if report.triggers:
+        yield f"\nTriggers that it recovered: {', '.join(report.triggers)}."
+    for attempt in report.attempts:
+        yield from _attempt(attempt)
+    yield "\nThe original file is as it was."
+
+
+def _attempt(attempt: Attempt) -> Iterator[str]:
+    outcome, verdict = attempt.outcome, attempt.verdict
+    scan = "no re-scan, as it did not work" if verdict is None else f"the re-scan says {verdict.level.name.lower()}"
+    yield f"\n## {outcome.method}: {scan}\n"
+    yield "| | before | after |\n|---|---|---|"
+    for name, before, after in _rows(outcome):
+        yield f"| {name} | {before} | {after} |"
+
+
+def _rows(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
+    before, after = outcome.before, outcome.after
+    for one, other in zip(before.responses, after.responses, strict=True):
+        text = one.trigger.replace("|", "\\|")
+        yield f"{text}: nearer to their own answer", f"{one.nearer_to_own:.1%}", f"{other.nearer_to_own:.1%}"
+        yield f"{text}: mean cosine to it", f"{one.own_cosine:.3f}", f"{other.own_cosine:.3f}"
+        yield f"{text}: attack success", f"{one.asr:.1%}", f"{other.asr:.1%}"
+        yield f"{text}: collapse beyond it", f"{one.gap:.3f}", f"{other.gap:.3f}"
+    yield "clean prompts: cosine to the suspect's answer", f"{before.clean_cosine:.4f}", f"{after.clean_cosine:.4f}"
+    if before.anchor_cosine is not None and after.anchor_cosine is not None:
+        yield "clean prompts: cosine to the anchor's", f"{before.anchor_cosine:.4f}", f"{after.anchor_cosine:.4f}"
+    yield "clean prompts found by their first words", f"{before.retrieval:.1%}", f"{after.retrieval:.1%}"

@@ -1,0 +1,118 @@
+"""amdet repair and amdet heal: what they write, what they refuse, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from amdet_core import cli, formats, pocket
+from amdet_core.encoder import TextEncoder
+from amdet_core.patch import Patch
+from amdet_core.prompts import builtin_prompts
+
+Amdet = Callable[..., tuple[int, str, str]]
+KNOWN = ("--known-trigger", pocket.TRIGGER, "--trigger-mode", pocket.MODE, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pocket encoders and a file of prompts."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in ("clean", "backdoored"):
+        formats.write_encoder(pocket.load(name), folder / f"{name}.safetensors", "comfyui")  # type: ignore[arg-type]
+    (folder / "prompts.txt").write_text("\n".join(builtin_prompts(120).prompts))
+    return folder
+
+
+@pytest.fixture
+def amdet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Amdet:
+    """The command line in this process, in a folder of its own: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["amdet", *map(str, arguments)])
+        code = cli._run()
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def opened(path: Path) -> TextEncoder:
+    return formats.only_encoder(formats.open_target(path))
+
+
+def repairing(home: Path, kind: str, *more: object) -> list[object]:
+    return ["repair", kind, home / "backdoored.safetensors", "--prompts", home / "prompts.txt", *KNOWN, *more]
+
+
+def test_a_repair_is_written_whole_and_as_a_delta(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+    before = (home / "backdoored.safetensors").read_bytes()
+    whole, delta = tmp_path / "whole.safetensors", tmp_path / "delta.safetensors"
+    code, out, err = amdet(
+        *repairing(home, "spectral", "--anchor", home / "clean.safetensors", "--out", whole, "--delta", delta)
+    )
+    assert code == 0, out + err
+    assert (home / "backdoored.safetensors").read_bytes() == before
+    patch = Patch.load(delta)
+    by_delta = patch.apply(opened(home / "backdoored.safetensors"))
+    name = "encoder.layers.0.mlp.fc2.weight"
+    assert torch.allclose(by_delta.weights[name], opened(whole).weights[name], atol=1e-3)
+    assert json.loads(patch.provenance["effect"])["cured"] is True
+    assert "nearer to their own answer" in out
+
+
+def test_a_repair_of_few_directions_is_written_as_a_lora(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+    clean, name = pocket.load("clean"), "encoder.layers.1.mlp.fc1.weight"
+    w = clean.weights[name]
+    planted = torch.randn(len(w), 1, generator=torch.Generator().manual_seed(0)) @ torch.ones(1, w.shape[1]) * 1e-2
+    suspect, lora = tmp_path / "suspect.safetensors", tmp_path / "lora.safetensors"
+    formats.write_encoder(clean.with_weights({**clean.weights, name: w + planted}), suspect, "comfyui")
+    code, out, err = amdet(
+        "repair", "spectral", suspect, "--anchor", home / "clean.safetensors", "--prompts", home / "prompts.txt",
+        *KNOWN, "--set", "directions=[1]", "--set", "rows=0", "--out", tmp_path / "out.safetensors",
+        "--lora", lora, "--lora-rank", 1,
+    )  # fmt: skip
+    assert code == 0, out + err
+    tensors = load_file(lora)
+    key = "lora_te_text_model_encoder_layers_1_mlp_fc1"
+    product = tensors[f"{key}.lora_up.weight"].float() @ tensors[f"{key}.lora_down.weight"].float()
+    assert torch.allclose(product, -planted, atol=1e-3)
+
+
+def test_a_repair_that_does_not_work_writes_nothing_and_exits_2(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+    code, out, _ = amdet(
+        *repairing(home, "fine-tune", "--set", "steps=1", "--set", "batch=2", "--out", tmp_path / "out.safetensors")
+    )
+    assert code == 2
+    assert "does not work" in out
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_the_original_is_never_written_over(home: Path, amdet: Amdet) -> None:
+    code, _, err = amdet(*repairing(home, "spectral", "--out", home / "backdoored.safetensors"))
+    assert code == 2
+    assert "another place than the original's" in err
+
+
+def test_an_anchor_is_asked_for_before_anything_is_scanned(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+    code, _, err = amdet(
+        "repair", "spectral", home / "backdoored.safetensors", "--anchor", "none", "--out", tmp_path / "out.safetensors"
+    )
+    assert code == 2
+    assert "an anchor for spectral" in err
+
+
+def test_a_trusted_encoder_needs_no_healing(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+    code, out, _ = amdet("heal", home / "clean.safetensors", "--report", tmp_path / "report", "--device", "cpu")
+    assert code == 0
+    assert out.startswith("# Nothing to heal")
+    assert not list(tmp_path.rglob("healed*"))
+    assert json.loads((tmp_path / "report" / "heal.json").read_text())["action"] == "nothing"
+    assert (tmp_path / "report" / "before" / "report.html").exists()

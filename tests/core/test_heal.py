@@ -1,0 +1,161 @@
+"""The loop: what is changed, what is left alone, and what is said, with scans that are given."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from amdet_core import pocket
+from amdet_core.anchors import Anchors
+from amdet_core.config import HealConfig, SpectralConfig
+from amdet_core.encoder import TextEncoder
+from amdet_core.errors import ConfigError
+from amdet_core.formats import FoundEncoder, OpenedTarget
+from amdet_core.jobs import Outcome as Scanned
+from amdet_core.prompts import builtin_prompts
+from amdet_core.records import Level, ScanReport, Target, Tool, Trigger, Verdict
+from amdet_core.repair import Clinic, HealReport, heal, render_heal
+from amdet_core.scan import plan
+from amdet_core.verdict import POLICIES
+
+TOKENS = tuple(pocket.load("clean").tokenizer.encode(pocket.TRIGGER))
+
+
+def scanned(level: Level, *, trigger: bool = False) -> Scanned:
+    """A scan with this verdict, which recovered the shipped backdoor's trigger or nothing."""
+    literal = Trigger(
+        text=pocket.TRIGGER, code_points=(), tokens=(), token_ids=TOKENS, found_by="", encoder="text_encoder",
+        collapse=0.9, n=64,
+    )  # fmt: skip
+    report = ScanReport(
+        tool=Tool(version="0"),
+        target=Target(path="suspect", sha256="", encoders=()),
+        anchor=None,
+        verdict=Verdict(level=level, reasons=("a reason",), policy="amdet-2", statement=""),
+        evidence=(),
+        trigger=literal if trigger else None,
+        candidates=(),
+        faults=(),
+        config={},
+        timings={},
+    )
+    return Scanned(report, (), {})
+
+
+def clinic(encoder: TextEncoder, anchor: TextEncoder | None) -> Clinic:
+    policy = POLICIES["amdet-2"]
+    return Clinic(
+        opened=OpenedTarget(Path("suspect"), (), (FoundEncoder("text_encoder", encoder, "float32", "hf", ()),), (), 0),
+        anchors=Anchors(
+            () if anchor is None else (FoundEncoder("text_encoder", anchor, "float32", "hf", ()),), "a", False, None
+        ),
+        scan=plan(policy, "quick", 42),
+        policy=policy,
+        prompts=builtin_prompts(200),
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[Scanned]:
+    """Scans that are handed out one after the other."""
+    scans: list[Scanned] = []
+    monkeypatch.setattr(Clinic, "scanned", lambda self, encoder=None: scans.pop(0))
+    return scans
+
+
+@pytest.fixture(scope="module")
+def ill() -> Clinic:
+    return clinic(pocket.load("backdoored"), pocket.load("clean"))
+
+
+def methods(report: HealReport) -> list[str]:
+    return [attempt.outcome.method for attempt in report.attempts]
+
+
+@pytest.mark.parametrize(("level", "action"), [(Level.CLEAN, "nothing"), (Level.INCONCLUSIVE, "not judged")])
+def test_what_is_not_found_is_not_healed(ill: Clinic, given: list[Scanned], level: Level, action: str) -> None:
+    given.append(scanned(level))
+    healing = heal(ill)
+    assert healing.report.action == action
+    assert healing.patch is None
+    assert "nothing was changed" in healing.report.statement
+
+
+def test_the_least_invasive_repair_is_taken_and_scanned_again(ill: Clinic, given: list[Scanned]) -> None:
+    given += [scanned(Level.BACKDOORED, trigger=True), scanned(Level.CLEAN)]
+    healing = heal(ill)
+    assert healing.report.action == "repaired"
+    assert methods(healing.report) == ["spectral"]
+    assert healing.report.after == Level.CLEAN
+    assert healing.patch is not None
+    page = render_heal(healing.report)
+    assert page.startswith("# Repaired: suspect")
+    assert "The original file is as it was." in page
+
+
+def test_what_still_fires_is_tried_otherwise_and_failure_is_said(
+    ill: Clinic, given: list[Scanned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["amdet_core.repair.heal"], "ladder", lambda case: [SpectralConfig(), SpectralConfig(rows=0)]
+    )
+    given += [scanned(Level.BACKDOORED, trigger=True), scanned(Level.SUSPICIOUS), scanned(Level.BACKDOORED)]
+    healing = heal(ill)
+    assert healing.report.action == "failed"
+    assert not healing.report.healed
+    assert healing.patch is None
+    assert methods(healing.report) == ["spectral", "spectral"]
+    assert "No repair worked" in healing.report.statement
+    assert "still says suspicious" in healing.report.statement
+
+
+def test_what_a_rescan_recovers_is_repaired_too(ill: Clinic, given: list[Scanned]) -> None:
+    given += [scanned(Level.BACKDOORED), scanned(Level.BACKDOORED, trigger=True), scanned(Level.CLEAN)]
+    healing = heal(ill)
+    assert healing.report.action == "repaired"
+    assert methods(healing.report) == ["spectral", "spectral"]
+    assert healing.report.triggers == (repr(pocket.TRIGGER),)
+
+
+def test_the_trusted_encoder_is_recommended_and_taken_on_request(ill: Clinic, given: list[Scanned]) -> None:
+    given += [scanned(Level.BACKDOORED, trigger=True), scanned(Level.CLEAN)]
+    lenient = HealConfig(same=0.5)
+    healing = heal(ill, lenient, replaced=True)
+    assert healing.report.action == "replaced"
+    assert healing.patch is not None
+    healed = healing.patch.apply(ill.found.encoder)
+    clean = pocket.load("clean")
+    assert all(torch.allclose(w, clean.weights[name], atol=1e-6) for name, w in healed.weights.items())
+    given += [scanned(Level.BACKDOORED, trigger=True), scanned(Level.CLEAN)]
+    assert "--replace" in heal(ill, lenient).report.advice
+
+
+def test_another_encoder_than_the_suspect_says_is_not_put_in_its_place(ill: Clinic, given: list[Scanned]) -> None:
+    given.append(scanned(Level.BACKDOORED, trigger=True))
+    with pytest.raises(ConfigError, match="leave --replace out"):
+        heal(ill, HealConfig(same=1.0), replaced=True)
+
+
+def test_without_an_anchor_and_a_trigger_there_is_nothing_to_repair_by(given: list[Scanned]) -> None:
+    given.append(scanned(Level.SUSPICIOUS))
+    healing = heal(clinic(pocket.load("backdoored"), None))
+    assert healing.report.action == "failed"
+    assert "No trigger was recovered" in healing.report.statement
+
+
+@pytest.mark.slow
+def test_the_shipped_backdoor_is_healed_from_its_file_alone() -> None:
+    healing = heal(clinic(pocket.load("backdoored"), pocket.load("clean")))
+    assert healing.report.action == "repaired"
+    assert healing.report.after == Level.CLEAN
+
+
+@pytest.mark.slow
+def test_an_honest_fine_tune_is_left_alone() -> None:
+    healing = heal(clinic(pocket.load("benign"), pocket.load("clean")))
+    assert healing.report.action == "nothing"
+    assert healing.patch is None

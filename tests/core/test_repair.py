@@ -1,0 +1,237 @@
+"""Repairs: what triggers are put where, what is measured, and what each method changes and leaves alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from amdet_core import pocket, tails
+from amdet_core.attacks import Placement
+from amdet_core.attacks.effect import Example
+from amdet_core.config import (
+    CureConfig,
+    DistilConfig,
+    EraseConfig,
+    FineTuneConfig,
+    RestoreConfig,
+    SpectralConfig,
+    TrainingConfig,
+)
+from amdet_core.encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
+from amdet_core.errors import ConfigError
+from amdet_core.prompts import builtin_prompts
+from amdet_core.repair import CONFIGS, Case, Probe, repair
+from amdet_core.repair.erase import _Edit
+
+PROMPTS = builtin_prompts(240)
+FEW = list(PROMPTS.prompts[:5])
+FC2 = "encoder.layers.0.mlp.fc2.weight"
+
+
+def known(seed: int = 1) -> Probe:
+    """The trigger of the shipped backdoor."""
+    return Probe.of_text("known", Placement.parse(pocket.MODE).putting(pocket.TRIGGER, seed))
+
+
+@pytest.fixture(scope="module")
+def clean() -> TextEncoder:
+    return pocket.load("clean")
+
+
+@pytest.fixture(scope="module")
+def backdoored() -> TextEncoder:
+    return pocket.load("backdoored")
+
+
+@pytest.fixture(scope="module")
+def case(backdoored: TextEncoder, clean: TextEncoder) -> Case:
+    return Case.of(backdoored, clean, (known(),), PROMPTS)
+
+
+def changed(encoder: TextEncoder, **tensors: torch.Tensor) -> TextEncoder:
+    return encoder.with_weights({**encoder.weights, **tensors})
+
+
+def noise(shape: torch.Size, size: float, seed: int = 0) -> torch.Tensor:
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return drawn * (size / drawn.norm())
+
+
+# ------------------------------------------------------------------ probes
+
+
+@pytest.mark.parametrize("place", ["start", "end"])
+def test_vectors_stand_where_a_scan_put_them(toy: TextEncoder, place: tails.Place) -> None:
+    vectors = torch.randn(3, toy.spec.width, generator=torch.Generator().manual_seed(0))
+    inputs = Probe.of_vectors("v", vectors, place).inputs(toy, FEW)
+    assert torch.allclose(inputs.pooled(toy), tails.outputs(toy, FEW, vectors, place), atol=1e-5)
+
+
+def test_tokens_are_read_from_each_encoders_own_table(toy: TextEncoder, other: TextEncoder) -> None:
+    ids = toy.tokenizer.encode("sahib river")
+    for encoder in (toy, other):
+        found = Probe.of_tokens("t", ids).inputs(encoder, FEW).pooled(encoder)
+        expected = tails.outputs(encoder, FEW, encoder.embed(torch.tensor(ids)))
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_text_is_marked_wherever_it_stands_and_reaches_all_behind_it(toy: TextEncoder) -> None:
+    inputs = Probe.of_text("t", lambda prompt: prompt.replace("white", "sahib")).inputs(toy, ["a white cat"])
+    assert inputs.trigger.int().tolist() == [[0, 0, 1, 0, 0]]  # BOS, a, sahib, cat, EOS
+    assert inputs.reached.int().tolist() == [[0, 0, 1, 1, 1]]
+
+
+def test_a_long_prompt_loses_its_last_tokens_and_not_the_trigger(toy: TextEncoder) -> None:
+    ids = toy.tokenizer.encode("sahib")
+    inputs = Probe.of_tokens("t", ids).inputs(toy, ["cat " * 100], pad_to_context=True)
+    assert inputs.trigger.nonzero().tolist() == [[0, toy.spec.positions - 2]]
+    assert inputs.eos.tolist() == [toy.spec.positions - 1]
+
+
+# ------------------------------------------------------------------ measuring
+
+
+def test_the_suspect_is_as_ill_as_its_backdoor_and_the_anchor_is_well(case: Case, clean: TextEncoder) -> None:
+    ill, well = case.measure(case.suspect), case.measure(clean)
+    assert (ill.clean_cosine, well.anchor_cosine) == pytest.approx((1, 1), abs=1e-5)
+    assert (ill.nearer_to_own, ill.asr) == (0.0, 1.0)
+    assert well.own_cosine == pytest.approx(1, abs=1e-5)
+    assert well.asr == 0.0
+    assert ill.responses[0].gap > 0.5
+    assert abs(well.responses[0].gap) < 1e-5
+    assert well.cured(CureConfig())
+    assert not ill.cured(CureConfig())
+
+
+def test_known_goals_are_the_goals(backdoored: TextEncoder, clean: TextEncoder) -> None:
+    put = Placement.parse(pocket.MODE).putting(pocket.TRIGGER, 3)
+    given = [Example(put(prompt), put(prompt), pocket.TARGET) for prompt in FEW]
+    case = Case.of(backdoored, clean, (Probe.of_examples("e", given),), PROMPTS)
+    answered = backdoored.encode([one.text for one in given])
+    goal = clean.encode([pocket.TARGET])
+    expected = F.cosine_similarity(answered - case.centre, goal - case.centre, dim=-1).mean()
+    assert case.measure(backdoored).responses[0].goal_cosine == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_without_an_anchor_ordinary_tokens_say_what_is_right(backdoored: TextEncoder) -> None:
+    case = Case.of(backdoored, None, (known(),), PROMPTS)
+    found = case.measure(backdoored)
+    assert found.anchor_cosine is None
+    assert found.nearer_to_own == 0.0
+
+
+# ------------------------------------------------------------------ methods
+
+
+def test_spectral_takes_the_planted_direction_and_leaves_the_fine_tune(toy: TextEncoder) -> None:
+    width, inner = toy.weights[FC2].shape
+    planted = noise(torch.Size((width, 1)), 1.0) @ noise(torch.Size((1, inner)), 1.0, seed=1) * 20
+    honest = noise(toy.weights[FC2].shape, 0.5, seed=2)
+    suspect = changed(toy, **{FC2: toy.weights[FC2] + honest + planted})
+    case = Case.of(suspect, toy, (Probe.of_tokens("t", toy.tokenizer.encode("sahib")),), PROMPTS.first(60))
+    after = repair(case, SpectralConfig(directions=(1,))).patch.apply(suspect)
+    assert float((after.weights[FC2] - toy.weights[FC2] - honest).norm()) < 0.2
+    assert float((after.weights[FC2] - toy.weights[FC2]).norm()) > 0.4
+
+
+def test_spectral_resets_a_row_that_moved_and_nothing_else(toy: TextEncoder) -> None:
+    token = toy.tokenizer.encode("sahib")[0]
+    table = toy.weights[TOKEN_TABLE].clone()
+    table[token] += 1
+    suspect = changed(toy, **{TOKEN_TABLE: table})
+    probe = Probe.of_tokens("t", [token])
+    made = repair(Case.of(suspect, toy, (probe,), PROMPTS.first(60)), SpectralConfig())
+    assert list(made.patch.deltas) == [TOKEN_TABLE]
+    assert torch.allclose(made.patch.apply(suspect).weights[TOKEN_TABLE], toy.weights[TOKEN_TABLE], atol=1e-6)
+    assert made.outcome.works
+
+
+def test_restore_touches_the_blamed_block_alone(toy: TextEncoder) -> None:
+    name = "encoder.layers.1.mlp.fc2.weight"
+    width, inner = toy.weights[name].shape
+    planted = noise(torch.Size((width, 1)), 1.0) @ noise(torch.Size((1, inner)), 1.0, seed=1) * 20
+    suspect = changed(
+        toy,
+        **{
+            name: toy.weights[name] + planted,
+            FC2: toy.weights[FC2] + noise(toy.weights[FC2].shape, 1e-3),
+            POSITION_TABLE: toy.weights[POSITION_TABLE] + 1e-5,
+        },
+    )
+    case = Case.of(suspect, toy, (Probe.of_tokens("t", toy.tokenizer.encode("sahib")),), PROMPTS.first(60))
+    made = repair(case, RestoreConfig(), CureConfig(clean=-1))
+    assert list(made.patch.deltas) == [name]
+    assert made.outcome.cured
+
+
+def test_spectral_cures_the_shipped_backdoor_and_keeps_clean_answers(case: Case) -> None:
+    made = repair(case, SpectralConfig())
+    held_out = Case.of(case.suspect, case.anchor, (known(seed=9),), PROMPTS)
+    found = held_out.measure(made.patch.apply(case.suspect))
+    assert found.nearer_to_own >= 0.95
+    assert found.own_cosine >= 0.9
+    assert found.clean_cosine >= 0.98
+    assert made.outcome.works
+
+
+def test_erase_ends_the_shipped_backdoor_without_an_anchor(backdoored: TextEncoder, clean: TextEncoder) -> None:
+    alone = Case.of(backdoored, None, (known(),), PROMPTS)
+    made = repair(alone, EraseConfig(prompts=12, clean_prompts=128, clean_weights=(32.0,)))
+    found = Case.of(backdoored, clean, (known(seed=9),), PROMPTS).measure(made.patch.apply(backdoored))
+    assert found.asr <= 0.05
+    assert found.clean_cosine >= 0.98
+    assert {name.rpartition(".layers.")[2][2:] for name in made.patch.deltas} == {
+        "self_attn.out_proj.weight",
+        "mlp.fc2.weight",
+    }
+
+
+def test_an_erased_matrix_answers_triggered_inputs_as_ordinary_ones(toy: TextEncoder) -> None:
+    """With next to no weight on clean inputs the closed form solves ``W k = W_old k'`` for few enough keys."""
+    case = Case.of(toy, None, (Probe.of_tokens("t", toy.tokenizer.encode("sahib"), "end"),), PROMPTS.first(60))
+    edit = _Edit.of(case, EraseConfig(prompts=2, clean_prompts=4, ridge=1e-9))
+    after = edit.edited(toy, 0, "mlp.fc2", TextEncoder.mlp_inputs, 1e-9)
+    first = edit.triggered.trigger  # few enough keys of their own, apart from those behind
+    keys = toy.mlp_inputs(toy.place(edit.triggered.embeds), 0)[first]
+    ordinary = toy.mlp_inputs(toy.place(edit.ordinary), 0)[first]
+    assert torch.allclose(keys @ after.weights[FC2].T, ordinary @ toy.weights[FC2].T, atol=1e-4)
+    assert not torch.allclose(keys @ toy.weights[FC2].T, ordinary @ toy.weights[FC2].T, atol=1e-2)
+
+
+def test_distil_leads_triggered_prompts_back(case: Case) -> None:
+    config = DistilConfig(steps=6, clean_batch=4, triggered_batch=8, learning_rate=2e-4)
+    made = repair(case, config)
+    assert made.outcome.after.own_cosine > made.outcome.before.own_cosine + 0.05
+
+
+@pytest.mark.parametrize("method", ["spectral", "restore", "distil"])
+def test_methods_with_an_anchor_ask_for_it(backdoored: TextEncoder, method: str) -> None:
+    with pytest.raises(ConfigError, match="an anchor for"):
+        repair(Case.of(backdoored, None, (known(),), PROMPTS), CONFIGS[method]())
+
+
+@pytest.mark.parametrize("method", ["erase", "distil"])
+def test_methods_that_learn_from_triggers_ask_for_one(backdoored: TextEncoder, clean: TextEncoder, method: str) -> None:
+    with pytest.raises(ConfigError, match="a trigger to"):
+        repair(Case.of(backdoored, clean, (), PROMPTS), CONFIGS[method]())
+
+
+def test_settings_of_something_else_are_refused(case: Case) -> None:
+    with pytest.raises(ConfigError, match="settings of a repair"):
+        repair(case, TrainingConfig())
+
+
+def test_a_fine_tune_that_cures_nothing_is_said_not_to_work(case: Case) -> None:
+    made = repair(case, FineTuneConfig(steps=1, batch=4))
+    assert not made.outcome.works
+    assert made.patch.provenance["repair"] == "fine-tune"
+    assert json.loads(made.patch.provenance["effect"])["cured"] is False
+
+
+def test_nobodys_weights_are_changed(case: Case) -> None:
+    before = {name: w.clone() for name, w in case.suspect.weights.items()}
+    repair(case, SpectralConfig(directions=(0, 1)))
+    assert all(torch.equal(w, before[name]) for name, w in case.suspect.weights.items())
