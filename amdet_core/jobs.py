@@ -21,9 +21,9 @@ from .anchors import Anchor, Anchors
 from .config import Config, GuardConfig, ScanConfig
 from .errors import ConfigError, EncoderError
 from .features import Feature
+from .findings import Findings, Subject
 from .formats import OpenedTarget
 from .guard import Guard
-from .pipeline import Findings, Subject
 from .progress import Progress, silent
 from .prompts import PromptSet, builtin_prompts, read_prompts
 from .records import EncoderInfo, ScanReport, Target, Tool

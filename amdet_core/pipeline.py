@@ -6,7 +6,7 @@ They know nothing about attacks, files or hosts. Randomness comes from the seed 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
@@ -22,11 +22,11 @@ from . import tails as carriers
 from .config import AmdetConfig, ContrastConfig, LandscapeConfig, PatternConfig, ScanConfig, SearchConfig, SweepConfig
 from .contrast import Collapse, Found
 from .encoder import POSITION_TABLE, TextEncoder
-from .evidence import Tried
 from .features import Feature
+from .findings import Findings, Subject, different
 from .landscape import landscape
 from .progress import Progress
-from .records import Candidate, Evidence, Fault, Forensics, Landscape, Patterns, Place, Sweep, Trigger
+from .records import Candidate, Landscape, Place, Trigger
 from .tails import Side, Tails
 from .verdict import PUBLISHED, Policy
 
@@ -40,60 +40,12 @@ FEWEST_LONG = 8
 """Long held-out prompts without which nothing is measured on them alone."""
 SAME_GAP = 0.05
 """Triggers whose gaps differ by less do the same."""
-SAME_TARGET = 0.8
-"""Centred cosine from which two outputs are one target."""
 FURTHER = "further targets"
 """What progress is told while a search goes on away from what it found."""
 Run = tuple[Collapse, Found, int]
 """What vectors do to held-out prompts, the vectors, and the seed of the run that found them."""
 SEEDS_PER_SCAN, SEEDS_PER_LENGTH = 1000, 50
 """So far apart that scans of neighbouring seeds, and lengths within one, share no run."""
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """One encoder to scan.
-
-    Attributes:
-        name: of the encoder within its file.
-        suspect: the encoder.
-        anchor: a trusted encoder with the same tensors, or None.
-        identical: whether it is a trusted encoder, number for number; nothing is measured then.
-        declared: phrases that its file says it was taught.
-    """
-
-    name: str
-    suspect: TextEncoder
-    anchor: TextEncoder | None
-    identical: bool = False
-    declared: tuple[str, ...] = ()
-
-
-@dataclass(eq=False)
-class Findings:
-    """What the stages found about one encoder; filled stage by stage.
-
-    Attributes:
-        features: recovered features in the order in which they were found.
-        tried: tokens that a sweep measured on held-out prompts.
-        goals: what they and the features do to held-out prompts.
-    """
-
-    evidence: list[Evidence] = field(default_factory=list)
-    features: list[Feature] = field(default_factory=list)
-    tried: list[Tried] = field(default_factory=list)
-    goals: list[Collapse] = field(default_factory=list)
-    sweep: Sweep | None = None
-    patterns: Patterns | None = None
-    forensics: Forensics | None = None
-    triggers: list[Trigger] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def candidates(self) -> list[Candidate]:
-        """Records of the features."""
-        return [feature.candidate for feature in self.features]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +114,7 @@ class Stages:
 
     def search(self, settings: SearchConfig) -> None:
         """The literal trigger of every output to which another stage found prompts to be led."""
-        texts = [(goal, self._text(settings, goal)) for goal in self._targets(settings.least_gap)]
+        texts = [(goal, self._text(settings, goal)) for goal in self.found.targets(settings.least_gap)]
         if not texts:
             return
         best = max((text for _, text in texts), key=lambda text: text.collapse.gap)
@@ -170,14 +122,6 @@ class Stages:
         for goal, text in texts:
             if text.collapse.gap >= self.policy.literal_gap:
                 self.found.triggers.append(self._verified(text, goal.target))
-
-    def _targets(self, least: float) -> list[Collapse]:
-        """The strongest finding of every different output to which prompts are led, the strongest first."""
-        different: list[Collapse] = []
-        for goal in sorted(self.found.goals, key=lambda goal: -goal.gap):
-            if goal.gap >= least and _different(goal, different):
-                different.append(goal)
-        return different
 
     def _text(self, settings: SearchConfig, goal: Collapse) -> Text:
         """The text that leads to one output."""
@@ -250,11 +194,11 @@ class Stages:
             self.progress(FURTHER, done, total, metrics)
 
         seed = self._first_seed(count) + settings.seeds
-        while 0 < len(known := self._targets(least)) < settings.targets:
+        while 0 < len(known := self.found.targets(least)) < settings.targets:
             away = [goal.target for goal in known]
             run = contrast.invert(*self.sides, self.fit, count, settings, seed=seed, away=away, progress=progress)
             collapse = self._measured(run, settings.held_out)
-            if collapse.gap < least or not _different(collapse, known):
+            if collapse.gap < least or not different(collapse, known):
                 break
             self._keep_best(settings, [(collapse, run, seed)])
             seed += 1
@@ -367,11 +311,6 @@ class Stages:
         )
         target = carriers.outputs(self.suspect, held_out, vectors, at).mean(0)
         self.found.features.append(Feature(candidate, vectors, target))
-
-
-def _different(goal: Collapse, others: Sequence[Collapse]) -> bool:
-    """Whether a finding leads prompts elsewhere than all others do."""
-    return all(float(goal.target @ one.target) < SAME_TARGET for one in others)
 
 
 def generator(config: ScanConfig, offset: int) -> torch.Generator:

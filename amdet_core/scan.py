@@ -14,7 +14,8 @@ from . import evidence, inversion
 from .config import AmdetConfig, ContrastConfig, LandscapeConfig, PatternConfig, ScanConfig, SearchConfig, SweepConfig
 from .errors import AmdetError, ConfigError
 from .features import Feature
-from .pipeline import FURTHER, LANDSCAPE_SEED, Findings, Stages, Subject, cut_tails, generator, position_rows, surface
+from .findings import Findings, Subject
+from .pipeline import FURTHER, LANDSCAPE_SEED, Stages, cut_tails, generator, position_rows, surface
 from .progress import Progress, silent
 from .prompts import PromptSet
 from .records import Fault, Landscape

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from ..amdet_core.encoder import PROJECTION, TextEncoder, expected_shapes
 from ..amdet_core.errors import EncoderError, NumericalError
+from ..amdet_core.findings import Subject
 from ..amdet_core.formats import FoundEncoder, OpenedTarget
 from ..amdet_core.patch import Patch
-from ..amdet_core.pipeline import Subject
 from ..amdet_core.records import EncoderSpec
 from ..amdet_core.tokenizer import clip_tokenizer
 

@@ -29,7 +29,7 @@ DATA = {
 }
 MEASURES = {
     "formats", "trust", "forensics", "landscape", "tails", "contrast", "compare", "guard", "inversion", "evidence",
-    "features", "sweep", "patterns", "search", "calibration",
+    "features", "findings", "sweep", "patterns", "search", "calibration",
     "figures", "anatomy", "anatomy_figures",
     "report", "verdict",
 }  # fmt: skip

@@ -20,7 +20,7 @@ from amdet_core.config import (
 from amdet_core.contrast import invert, measure
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, NumericalError
-from amdet_core.pipeline import SAME_TARGET, Findings, Subject
+from amdet_core.findings import SAME_TARGET, Findings, Subject
 from amdet_core.prompts import PromptSet, builtin_prompts
 from amdet_core.records import Level
 from amdet_core.scan import plan, scan, surround
