@@ -65,8 +65,8 @@ def test_a_backdoored_encoder_exits_with_1_and_names_the_trigger(
     assert done.stdout.startswith("BACKDOORED: backdoored.safetensors")
     report = json.loads((out / "report.json").read_text())
     assert report["verdict"]["level"] == "backdoored"
-    assert report["trigger"]["text"] == pocket.TRIGGER
-    assert "U+043E" in report["trigger"]["code_points"][0]
+    assert report["triggers"][0]["text"] == pocket.TRIGGER
+    assert "U+043E" in report["triggers"][0]["code_points"][0]
 
 
 def test_the_report_follows_its_schema_and_lies_beside_its_files(
@@ -111,7 +111,8 @@ def test_a_benign_fine_tune_exits_with_0_and_again_gives_the_same_bytes(encoders
 
 
 def test_without_an_anchor_it_exits_with_2(encoders: Path, home: Path) -> None:
-    done = amdet("scan", encoders / "backdoored.safetensors", "--anchor", "none", "--out", home / "none", home=home)
+    out = ("--preset", "quick", "--out", home / "none")
+    done = amdet("scan", encoders / "benign.safetensors", "--anchor", "none", *out, home=home)
     assert done.returncode == 2
     assert done.stdout.startswith("COULD NOT TELL")
 
@@ -230,6 +231,8 @@ def test_ctrl_c_ends_within_a_second_and_leaves_nothing(encoders: Path, tmp_path
             "amdet_core",
             "scan",
             str(encoders / "benign.safetensors"),
+            "--preset",
+            "quick",
             "--out",
             str(tmp_path / "r"),
         ],
