@@ -22,6 +22,8 @@ from .probe import Inputs, Probe
 
 MEASURED_PROMPTS, CLEAN_PROMPTS = 48, 256
 """Held-out prompts for each trigger, and clean ones."""
+TIE = 1e-3
+"""Cosines to own answer and goal that differ by less are equal, as where a trigger does nothing."""
 CHUNK = 32
 """Prompts that run side by side in full length."""
 
@@ -212,7 +214,7 @@ class _Answers:
             trigger=self.probe.name,
             gap=float(gap),
             asr=float(losses.taken_over(answered, self.untriggered, self.goal, self.centre).float().mean()),
-            nearer_to_own=float((to_own >= to_goal).float().mean()),
+            nearer_to_own=float((to_own >= to_goal - TIE).float().mean()),
             own_cosine=float(to_own.mean()),
             goal_cosine=float(to_goal.mean()),
             n=len(self.prompts),
