@@ -139,6 +139,16 @@ class Case:
             n=len(self.clean),
         )
 
+    def scaled(self, bounds: CureConfig) -> CureConfig:
+        """The bounds for this suspect: a cured one leaves the anchor on triggered prompts as far as on clean ones.
+
+        A suspect with an honest fine-tune underneath says something else than its anchor to any prompt.
+        """
+        if self._trusted is None:
+            return bounds
+        alike = _mean_cosine(self._said - self.centre, self._trusted - self.centre)
+        return bounds.model_copy(update={"own": bounds.own * alike})
+
     def clean_cosine(self, encoder: TextEncoder) -> float:
         """Mean cosine of clean prompts to the suspect's answer alone."""
         return _mean_cosine(encoder.encode(self.clean), self._said)

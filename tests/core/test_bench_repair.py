@@ -12,8 +12,16 @@ from amdet_core.bench.repairing import MethodResult, RepairedModel, add_up, exam
 from amdet_core.formats import write_encoder
 from amdet_core.jobs import Outcome as Scanned
 from amdet_core.records import Level, ScanReport, Target, Tool, Trigger, Verdict
-from amdet_core.repair import Clinic
+from amdet_core.repair import Clinic, condition
 from amdet_core.zoo import Label, Labels
+
+
+@pytest.fixture(autouse=True)
+def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure on few prompts: these tests are about what is done, not about how well."""
+    monkeypatch.setattr(condition, "MEASURED_PROMPTS", 16)
+    monkeypatch.setattr(condition, "CLEAN_PROMPTS", 32)
+
 
 TOKENS = tuple(pocket.load("clean").tokenizer.encode(pocket.TRIGGER))
 
