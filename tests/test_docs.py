@@ -9,6 +9,7 @@ from typing import Any
 
 import amdet_core
 from amdet_core.bench.metrics import measure
+from amdet_core.bench.repairing import METHODS, MethodResult, RepairedModel, RepairResult, add_up
 from amdet_core.bench.results import Detection, Machine, ModelResult, Seeds, ZooInfo
 
 ROOT = Path(__file__).parents[1]
@@ -81,3 +82,39 @@ def test_readme_shows_every_complete_result_and_no_other() -> None:
     )
     assert "| recall in small | amdet-2 | amdet-2025-code |" in page
     assert "| text-on-text | 50.0% (1.3-98.7) of 2 | 50.0% (1.3-98.7) of 2 |" in page
+
+
+def repairs(*, complete: bool) -> RepairResult:
+    """A result over one backdoored model that every method healed, and a benign one that was left alone."""
+    healed = MethodResult(
+        nearer_to_own=1.0, own_cosine=0.95, asr=0.0, clean_cosine=0.99, level="clean", seconds=2.0
+    )  # fmt: skip
+    models = (
+        RepairedModel(
+            model="m", label="backdoored", kind="attribute", group="g", fingerprint="", seconds=1.0,
+            level="suspicious", action="repaired", methods=dict.fromkeys(METHODS, healed),
+        ),
+        RepairedModel(
+            model="n", label="benign", kind="fine-tune", group="g", fingerprint="", seconds=1.0,
+            level="clean", action="nothing",
+        ),
+    )  # fmt: skip
+    return RepairResult(
+        **detection("amdet-2", complete=complete).model_dump(exclude={"metrics", "models"}),
+        metrics=add_up(models),
+        models=models,
+    )
+
+
+def test_readme_shows_every_complete_repair_and_no_other() -> None:
+    generate = generator()
+    assert generate.repairs({"a.json": repairs(complete=False)}) == "No repair is recorded yet.\n"
+    page = generate.repairs({"a.json": repairs(complete=True)})
+    assert "[small, amdet-2](a.json): heal left" in page
+    assert "100.0% (2.5-100.0) of 1 benign models as they were." in page
+    for kind in ("all", "attribute"):
+        for method in METHODS:
+            assert (
+                f"| {kind} | {method} | 1 of 1 | 100.0% | 0.950 | 0.0% | 0.990 | 100.0% (2.5-100.0) "
+                "| 100.0% (2.5-100.0) | 2 |" in page
+            )

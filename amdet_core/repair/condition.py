@@ -22,6 +22,8 @@ from .probe import Inputs, Probe
 
 MEASURED_PROMPTS, CLEAN_PROMPTS = 48, 256
 """Held-out prompts for each trigger, and clean ones."""
+TIE = 1e-3
+"""Cosines to own answer and goal that differ by less are equal, as where a trigger does nothing."""
 CHUNK = 32
 """Prompts that run side by side in full length."""
 
@@ -137,6 +139,16 @@ class Case:
             n=len(self.clean),
         )
 
+    def scaled(self, bounds: CureConfig) -> CureConfig:
+        """The bounds for this suspect: a cured one leaves the anchor on triggered prompts as far as on clean ones.
+
+        A suspect with an honest fine-tune underneath says something else than its anchor to any prompt.
+        """
+        if self._trusted is None:
+            return bounds
+        alike = _mean_cosine(self._said - self.centre, self._trusted - self.centre)
+        return bounds.model_copy(update={"own": bounds.own * alike})
+
     def clean_cosine(self, encoder: TextEncoder) -> float:
         """Mean cosine of clean prompts to the suspect's answer alone."""
         return _mean_cosine(encoder.encode(self.clean), self._said)
@@ -212,7 +224,7 @@ class _Answers:
             trigger=self.probe.name,
             gap=float(gap),
             asr=float(losses.taken_over(answered, self.untriggered, self.goal, self.centre).float().mean()),
-            nearer_to_own=float((to_own >= to_goal).float().mean()),
+            nearer_to_own=float((to_own >= to_goal - TIE).float().mean()),
             own_cosine=float(to_own.mean()),
             goal_cosine=float(to_goal.mean()),
             n=len(self.prompts),

@@ -68,7 +68,7 @@ def repair(case: Case, config: Config, bounds: CureConfig | None = None, progres
         ConfigError: it needs an anchor, or a trigger, and there is none.
         NumericalError: a training diverged.
     """
-    bounds, method = bounds or CureConfig(), named(config)
+    bounds, method = case.scaled(bounds or CureConfig()), named(config)
     started = time.perf_counter()
     after = _repaired(case, config, bounds, progress)
     return finish(case, method, after, bounds, time.perf_counter() - started, settings=config)

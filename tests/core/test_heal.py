@@ -17,9 +17,17 @@ from amdet_core.formats import FoundEncoder, OpenedTarget
 from amdet_core.jobs import Outcome as Scanned
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level, ScanReport, Target, Tool, Trigger, Verdict
-from amdet_core.repair import Clinic, HealReport, heal, render_heal
+from amdet_core.repair import Clinic, HealReport, condition, heal, render_heal
 from amdet_core.scan import plan
 from amdet_core.verdict import POLICIES
+
+
+@pytest.fixture(autouse=True)
+def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure on few prompts: these tests are about what is done, not about how well."""
+    monkeypatch.setattr(condition, "MEASURED_PROMPTS", 16)
+    monkeypatch.setattr(condition, "CLEAN_PROMPTS", 32)
+
 
 TOKENS = tuple(pocket.load("clean").tokenizer.encode(pocket.TRIGGER))
 

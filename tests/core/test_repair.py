@@ -123,6 +123,15 @@ def test_without_an_anchor_ordinary_tokens_say_what_is_right(backdoored: TextEnc
     assert found.nearer_to_own == 0.0
 
 
+def test_less_is_asked_where_clean_answers_are_not_the_anchors(clean: TextEncoder) -> None:
+    bounds = CureConfig()
+    assert Case.of(clean, clean, (), PROMPTS).scaled(bounds).own == pytest.approx(bounds.own)
+    assert Case.of(clean, None, (), PROMPTS).scaled(bounds) == bounds
+    table = clean.weights[TOKEN_TABLE]
+    tuned = changed(clean, **{TOKEN_TABLE: table + noise(table.shape, 0.5 * float(table.norm()))})
+    assert Case.of(tuned, clean, (), PROMPTS).scaled(bounds).own < bounds.own - 0.02
+
+
 # ------------------------------------------------------------------ methods
 
 
