@@ -1,12 +1,13 @@
 """From evidence to one score, and from the score to a p-value against honest encoders. Pure, and without torch.
 
-The score is a logistic regression whose weights can't be negative: more of any evidence never speaks for an honest
-encoder, and each weight says how much it counts. The p-value is conformal: the share of honest encoders, the
-suspect among them, that score at least as high. It holds for whatever the score is, as long as the suspect, if
-honest, was changed as they were.
+The score is how many times as far as any honest encoder the suspect goes, in whatever it goes farthest. Honest
+encoders alone are learnt from: an attack of which nobody has thought may show in one quantity only, and needs no
+example. The p-value is conformal: the share of honest encoders, the suspect among them, that score at least as high,
+each measured by the others. It holds as long as the suspect, if honest, was changed as they were.
 
 References:
     Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005 (conformal p-values).
+    Laxhammar and Falkman, Conformal Anomaly Detection, 2010.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ Measure = Callable[[str], float | None]
 
 
 class Term(Record):
-    """What one quantity adds to a score."""
+    """One quantity in which an encoder can stand out."""
 
     evidence: str
     words: str = Field(description="what a large value says")
     times: str | None = Field(default=None, description="evidence by which it is multiplied: it says little without")
     optional: bool = Field(default=False, description="measured only where there was reason to; 0 otherwise")
-    weight: float = Field(ge=0, description="log-odds that it adds at a value of 1")
-    honest: float = Field(description="the largest value among the honest encoders")
+    least: float = Field(default=0.05, gt=0, description="below it a value is noise, however small honest ones are")
+    honest: float = Field(default=0.0, description="the largest value among the honest encoders")
 
     def value(self, measure: Measure) -> float | None:
         """Its value, 0 to 1, or None where it was not measured."""
@@ -41,6 +42,10 @@ class Term(Record):
             return 0.0 if self.optional else None
         return known[0] * (known[1] if self.times else 1.0)
 
+    def beyond(self, value: float) -> float:
+        """How many times as far as honest encoders a value goes."""
+        return value / max(self.honest, self.least)
+
     @property
     def name(self) -> str:
         """As it stands in a report."""
@@ -48,21 +53,25 @@ class Term(Record):
 
 
 class Calibration(Record):
-    """A score over some evidence, with the scores of honest encoders that had no part in fitting it."""
+    """A score over some evidence, with the scores of honest encoders, each measured by the others."""
 
     family: str = Field(description="the honest encoders, in words")
     terms: tuple[Term, ...] = Field(min_length=1)
-    intercept: float
-    null: tuple[float, ...] = Field(min_length=1, description="scores of honest encoders, ascending")
-    n_backdoored: int = Field(description="encoders from which the weights were learnt, beside the honest ones")
-    caught: int = Field(default=0, description="of those, flagged at the rate by scores in whose fit they had no part")
-    auroc: float | None = Field(default=None, description="of all scores in whose fit their encoder had no part")
+    null: tuple[float, ...] = Field(default=(), description="scores of honest encoders, ascending; none: not learnt")
     rate: float = Field(default=0.01, gt=0, lt=1, description="false positives that are accepted")
+    alarms: int = Field(default=0, description="of those honest encoders, flagged by the policy's bounds")
+    caught: int = Field(default=0, description="backdoored encoders that are flagged")
+    n_backdoored: int = Field(default=0, description="of so many that were scanned; the score does not know them")
 
     @property
     def kept_rate(self) -> float:
         """The rate that this many honest encoders can vouch for: what was asked for, or more where they are few."""
         return max(self.rate, 1 / (len(self.null) + 1))
+
+    @property
+    def stated_rate(self) -> float:
+        """The false positives to expect at most, those by the policy's bounds among them."""
+        return self.kept_rate + self.alarms / (len(self.null) + 1)
 
     @property
     def bound(self) -> float:
@@ -77,8 +86,8 @@ class Calibration(Record):
         return known if len(known) == len(found) else None
 
     def score(self, values: Mapping[Term, float]) -> float:
-        """Log-odds of a backdoor, where half of all encoders had one."""
-        return self.intercept + sum(term.weight * value for term, value in values.items())
+        """How many times as far as any honest encoder it goes, where it goes farthest."""
+        return max(term.beyond(value) for term, value in values.items())
 
     def p_value(self, score: float) -> float:
         """How often an honest encoder scores at least as high."""

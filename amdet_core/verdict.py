@@ -22,7 +22,7 @@ from .records import RUNS, Evidence, Fault, Level, LevelName, Record, Verdict
 IDENTITY = "identical_to_trusted"
 """Evidence that ends a scan: 1 when all weights that prompts reach equal a trusted encoder's."""
 MOST = 3
-"""Terms of a score that a reason names."""
+"""Terms of a score that a reason names, the farthest first."""
 
 
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
@@ -78,7 +78,7 @@ class Finding(Record):
 class Policy(Record):
     """A named, versioned way to judge.
 
-    With a calibration the score decides whether an encoder is flagged, and the findings how gravely and why.
+    With a calibration an encoder that goes further than honest ones do is suspicious, whatever its findings say.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Policy(Record):
     def calibrated(self, measure: Measure) -> tuple[Calibration, dict[Term, float]] | None:
         """The calibration that counts for what was measured, and the value of each of its terms."""
         for calibration in self.calibrations:
-            if (values := calibration.values(measure)) is not None:
+            if calibration.null and (values := calibration.values(measure)) is not None:
                 return calibration, values
         return None
 
@@ -185,8 +185,8 @@ def score(policy: Policy, evidence: Sequence[Evidence]) -> float | None:
     """How strongly the evidence speaks for the gravest level of a policy, to rank targets by it.
 
     The largest margin of the findings at that level, over all encoders: positive exactly when one of them
-    holds. With a calibration, the margin of the score: positive exactly when it flags the target. A target that
-    equals trusted encoders has minus infinity.
+    holds. With a calibration, of all findings and of the score, as a share of its bound: positive exactly when the
+    target is flagged. A target that equals trusted encoders has minus infinity.
 
     Returns:
         None where nothing was measured that these findings ask for.
@@ -206,7 +206,8 @@ def _score(policy: Policy, values: Mapping[str, float | None]) -> float | None:
         if (found := policy.calibrated(values.get)) is None:
             return None
         calibration, terms = found
-        return calibration.score(terms) - calibration.bound
+        margins = [finding.margin(values.get) for finding in policy.findings if finding.level > Level.CLEAN]
+        return max(calibration.score(terms) / calibration.bound - 1, *margins)
     gravest = max((finding.level for finding in policy.findings), default=Level.CLEAN)
     findings = [finding for finding in policy.findings if finding.level == gravest]
     if all(values.get(condition.evidence) is None for finding in findings for condition in finding.when):
@@ -247,9 +248,9 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
         calibration, terms = known
         p_value = calibration.p_value(calibration.score(terms))
         flagged = p_value <= calibration.kept_rate
-        level = max(level, Level.SUSPICIOUS) if flagged else Level.CLEAN
-        reasons = [*(reasons if flagged else ()), _weighed(calibration, terms, p_value)]
-        judged = _Judged(level, reasons, p_value, calibration.kept_rate)
+        level = max(level, Level.SUSPICIOUS) if flagged else level
+        reasons = [*(reasons if level > Level.CLEAN else ()), _compared(calibration, terms, p_value)]
+        judged = _Judged(level, reasons, p_value, calibration.stated_rate)
     if judged.level > Level.CLEAN:
         return judged._replace(reasons=judged.reasons + failed)
     missing = [name for name in policy.required if value(name) is None]
@@ -266,20 +267,20 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
     return _Judged(Level.CLEAN, [f"nothing crossed the policy's bounds ({', '.join(values)})"])
 
 
-def _weighed(calibration: Calibration, terms: Mapping[Term, float], p_value: float) -> str:
-    """How a score comes about, what counts most first."""
-    most = sorted(terms, key=lambda term: -term.weight * terms[term])[:MOST]
+def _compared(calibration: Calibration, terms: Mapping[Term, float], p_value: float) -> str:
+    """Where an encoder goes farthest beyond honest ones, the farthest first."""
+    most = sorted(terms, key=lambda term: -term.beyond(terms[term]))[:MOST]
     parts = "; ".join(
         f"{term.words} ({term.name} {terms[term]:.2f}, honest ones up to {term.honest:.2f})" for term in most
     )
     return (
-        f"all evidence weighed, {p_value:.1%} of honest encoders score as high (p = {p_value:.3g}, against "
-        f"{len(calibration.null)} {calibration.family}); what counts most: {parts}"
+        f"compared with {len(calibration.null)} {calibration.family}, of which {p_value:.1%} would go as far "
+        f"(p = {p_value:.3g}), it goes farthest in this: {parts}"
     )
 
 
 def _calibrated_to(rate: float | None) -> str:
-    return "" if rate is None else f" Of honest encoders, this policy is calibrated to flag {rate:.1%}."
+    return "" if rate is None else f" Of honest encoders, this policy is calibrated to flag {rate:.1%} at most."
 
 
 def _reason(finding: Finding, value: Callable[[str], float | None]) -> str:

@@ -89,15 +89,16 @@ def _policies() -> Iterator[str]:
 
 
 def _calibration(calibration: Calibration) -> Iterator[str]:
-    """The weights of a score."""
-    yield f"Score, learnt from {calibration.n_backdoored} backdoored encoders and {len(calibration.null)} "
-    yield f"{calibration.family}; flagged above {calibration.bound:.2f} ({calibration.kept_rate:.1%} of them). Of the "
-    yield f"backdoored ones {calibration.caught} are flagged when each is scored by a fit in which it had no part; the "
-    yield f"area under the curve of those scores is {calibration.auroc}.\n"
-    yield "| evidence | weight | honest ones up to |\n|---|---|---|"
-    for term in sorted(calibration.terms, key=lambda term: -term.weight):
-        yield f"| `{term.name}` | {term.weight:.2f} | {term.honest:.2f} |"
-    yield f"\nIntercept: {calibration.intercept:.2f}.\n"
+    """How far honest encoders go, and what is flagged."""
+    honest, backdoored = len(calibration.null), calibration.n_backdoored
+    yield f"Learnt from {honest} {calibration.family}: suspicious where any of these goes more than "
+    yield f"{calibration.bound:.2f} times as far as they do, a rate of {calibration.kept_rate:.1%}; the bounds above "
+    yield f"flag {calibration.alarms} of them. Of {backdoored} backdoored encoders of the same zoos, which the score "
+    yield f"does not know, {calibration.caught} are flagged.\n"
+    yield "| evidence | honest ones up to | says |\n|---|---|---|"
+    for term in calibration.terms:
+        yield f"| `{term.name}` | {max(term.honest, term.least):.3f} | {term.words} |"
+    yield ""
 
 
 def _definitions() -> dict[str, Any]:

@@ -4,78 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
-
 from ..calibration import Calibration, Term
 from ..errors import ConfigError
+from ..verdict import Finding
 from .results import ModelResult
-from .statistics import auroc
 
-FOLDS = 10
-"""Parts of which each is scored by a fit to the others."""
-PENALTY = 0.02
-"""Factor of the squared weights beside the mean log-loss, so that separable classes give finite weights."""
-DIGITS = 3
+FEWEST = 10
+"""Honest models without which nothing is learnt."""
+DIGITS = 4
 """Decimals that are kept."""
 
-Values = NDArray[np.float64]
 
+def calibrate(
+    rows: Sequence[ModelResult],
+    terms: Sequence[Term],
+    family: str,
+    rate: float = 0.01,
+    findings: Sequence[Finding] = (),
+) -> Calibration:
+    """Learn how far honest models go in every term, and score each of them by the others.
 
-def calibrate(rows: Sequence[ModelResult], terms: Sequence[Term], family: str, rate: float = 0.01) -> Calibration:
-    """Learn the weights of terms, and score every model by a fit in which it had no part.
-
-    Models that were changed openly on purpose have no part. Backdoored and honest models weigh alike, however many
-    they are.
+    Models that were changed openly on purpose have no part. Backdoored ones are counted, and change nothing.
 
     Args:
-        rows: scans of a zoo for training.
-        terms: evidence to be weighed; their own weights do not count.
+        rows: scans of zoos for training.
+        terms: evidence to be judged by; what they say of honest models does not count.
         family: the honest models, in words.
         rate: of false positives.
+        findings: of the policy, by whose bounds honest models are flagged as well.
 
     Raises:
-        ConfigError: fewer than :data:`FOLDS` backdoored or honest models have all the evidence.
+        ConfigError: fewer than :data:`FEWEST` honest models have all the evidence.
     """
-    table = [(row.label == "backdoored", _values(row, terms)) for row in rows if row.label != "intentional"]
-    known = [(label, values) for label, values in table if values is not None]
-    labels = np.array([label for label, _ in known], dtype=bool)
-    values = np.array([values for _, values in known], dtype=np.float64).reshape(len(known), len(terms))
-    if min(labels.sum(), (~labels).sum()) < FOLDS:
+    honest = [row for row in rows if row.label == "benign"]
+    known = [values for row in honest if (values := _values(row, terms)) is not None]
+    if len(known) < FEWEST:
         raise ConfigError(
-            f"at least {FOLDS} backdoored and {FOLDS} honest models with {', '.join(term.name for term in terms)}",
-            f"{labels.sum()} and {(~labels).sum()} of {len(table)}",
+            f"at least {FEWEST} honest models with {', '.join(term.name for term in terms)}",
+            f"{len(known)} of {len(honest)}",
             "Scan a larger zoo, with the policy that measures these.",
         )
-    unseen = _unseen(values, labels)
-    weights, intercept = _fit(values, labels)
+    null = [_beyond(_reached(terms, known[:i] + known[i + 1 :]), values) for i, values in enumerate(known)]
     calibration = Calibration(
         family=family,
-        terms=tuple(
-            term.model_copy(update={"weight": round(float(weight), DIGITS), "honest": round(float(honest), DIGITS)})
-            for term, weight, honest in zip(terms, weights, values[~labels].max(0), strict=True)
-        ),
-        intercept=round(intercept, DIGITS),
-        null=tuple(sorted(round(float(score), DIGITS) for score in unseen[~labels])),
-        n_backdoored=int(labels.sum()),
+        terms=_reached(terms, known),
+        null=tuple(sorted(round(score, DIGITS) for score in null)),
         rate=rate,
     )
-    caught = sum(calibration.p_value(float(score)) <= calibration.kept_rate for score in unseen[labels])
-    area = auroc(unseen[labels].tolist(), unseen[~labels].tolist())
-    return calibration.model_copy(update={"caught": caught, "auroc": area and round(area[0], DIGITS)})
+    others = [row for row in rows if row.label == "backdoored"]
+    caught = sum(_crosses(row, findings) or _flagged(calibration, row) for row in others)
+    alarms = sum(_crosses(row, findings) for row in honest)
+    return calibration.model_copy(update={"alarms": alarms, "caught": caught, "n_backdoored": len(others)})
 
 
-def _unseen(values: Values, labels: NDArray[np.bool_]) -> Values:
-    """The score of every model by a fit to the other folds; every fold has its share of both classes."""
-    fold = np.empty(len(labels), dtype=int)
-    for one in (labels, ~labels):
-        fold[one] = np.arange(one.sum()) % FOLDS
-    scores = np.empty(len(labels))
-    for part in range(FOLDS):
-        scores[fold == part] = _scores(values[fold == part], *_fit(values[fold != part], labels[fold != part]))
-    return scores
+def _crosses(row: ModelResult, findings: Sequence[Finding]) -> bool:
+    """Whether a finding's bounds flag a model."""
+    return any(finding.margin(row.evidence.get) > 0 for finding in findings)
+
+
+def _flagged(calibration: Calibration, row: ModelResult) -> bool:
+    """Whether a model goes further than honest ones."""
+    values = calibration.values(row.evidence.get)
+    return values is not None and calibration.p_value(calibration.score(values)) <= calibration.kept_rate
 
 
 def _values(row: ModelResult, terms: Sequence[Term]) -> list[float] | None:
@@ -84,23 +74,13 @@ def _values(row: ModelResult, terms: Sequence[Term]) -> list[float] | None:
     return known if len(known) == len(found) else None
 
 
-def _scores(values: Values, weights: Values, intercept: float) -> Values:
-    return values @ weights + intercept
-
-
-def _fit(values: Values, labels: NDArray[np.bool_]) -> tuple[Values, float]:
-    """Weights, none of them negative, and intercept of a logistic regression in which both classes weigh alike."""
-    signs = np.where(labels, 1.0, -1.0)
-    share = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum())
-
-    def loss(parameters: Values) -> tuple[float, Values]:
-        margins = signs * _scores(values, parameters[:-1], float(parameters[-1]))
-        slopes = -share * signs * expit(-margins)
-        value = float(share @ np.logaddexp(0, -margins) + PENALTY / 2 * parameters[:-1] @ parameters[:-1])
-        return value, np.append(values.T @ slopes + PENALTY * parameters[:-1], slopes.sum())
-
-    count = values.shape[1]
-    found = minimize(
-        loss, np.zeros(count + 1), jac=True, method="L-BFGS-B", bounds=[(0, None)] * count + [(None, None)]
+def _reached(terms: Sequence[Term], honest: Sequence[Sequence[float]]) -> tuple[Term, ...]:
+    """The terms with the largest values of honest models."""
+    largest = map(max, zip(*honest, strict=True))
+    return tuple(
+        term.model_copy(update={"honest": round(value, DIGITS)}) for term, value in zip(terms, largest, strict=True)
     )
-    return found.x[:-1], float(found.x[-1])
+
+
+def _beyond(terms: Sequence[Term], values: Sequence[float]) -> float:
+    return max(term.beyond(value) for term, value in zip(terms, values, strict=True))

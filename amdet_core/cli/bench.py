@@ -18,7 +18,6 @@ from .common import Device, Preset
 
 if TYPE_CHECKING:
     from ..bench import Benchmark, Detection, GuardBenchmark, GuardResult, RepairBenchmark, RepairResult
-    from ..calibration import Calibration
 
 T = TypeVar("T")
 
@@ -140,11 +139,11 @@ def bench_repair(
 def bench_calibrate(
     results: Annotated[list[Path], typer.Argument(help="results of amdet bench detection, of zoos for training")],
     family: Annotated[str, typer.Option(help="the honest models in these zoos, in words")],
-    policy: Annotated[str, typer.Option(help="whose evidence is weighed anew: a name or a file")] = "amdet-2",
+    policy: Annotated[str, typer.Option(help="whose evidence is judged anew: a name or a file")] = "amdet-2",
     rate: Annotated[float, typer.Option(help="of false positives", min=0.001, max=0.5)] = 0.01,
     out: Annotated[Path, typer.Option(help="file of the new policy")] = Path("policy.json"),
 ) -> None:
-    """Learn from scans of known models how a policy weighs its evidence, and what honest models score."""
+    """Learn from scans of known models how far honest ones go in the evidence of a policy."""
     from ..bench import calibrate, read_detection
     from ..storage import check_writable, record_json, write_atomic
     from ..verdict import load_policy
@@ -153,14 +152,18 @@ def bench_calibrate(
     if not judge.calibrations:
         raise ConfigError("a policy with a calibration", judge.name, "Name another with --policy: docs/policies.md.")
     rows = [row for path in results for row in read_detection(path).models]
-    fitted = tuple(calibrate(rows, one.terms, family, rate) for one in judge.calibrations)
+    fitted = tuple(calibrate(rows, one.terms, family, rate, judge.findings) for one in judge.calibrations)
     check_writable(out.parent)
-    error_rate = f"set to {fitted[0].kept_rate:.1%} on {len(fitted[0].null)} {family}; for others it is not known"
+    error_rate = f"set to {fitted[0].stated_rate:.1%} on {len(fitted[0].null)} {family}; for others it is not known"
     write_atomic(out, record_json(judge.model_copy(update={"calibrations": fitted, "error_rate": error_rate})))
     for one in fitted:
-        sys.stdout.write(f"{_learnt(one)}\n")
-        for term in sorted(one.terms, key=lambda term: -term.weight):
-            sys.stdout.write(f"  {term.weight:7.3f}  {term.name}, honest ones up to {term.honest:.2f}\n")
+        sys.stdout.write(
+            f"{len(one.null)} honest models, rate {one.kept_rate:.3g}: flagged above {one.bound:.2f} times as far as "
+            f"they go, and {one.alarms} of them by the policy's bounds; {one.caught} of {one.n_backdoored} "
+            "backdoored ones are flagged\n"
+        )
+        for term in one.terms:
+            sys.stdout.write(f"  {term.name}: honest ones up to {term.honest:.3f}\n")
     sys.stdout.write(f"written: {out}\n")
 
 
@@ -232,19 +235,6 @@ def _guard_table(result: GuardResult) -> str:
     lines = [f"  {name:<36}{_number(row.share, row.interval)} of {row.n}" for name, row in rows.items() if row.n]
     times = f"  {found.milliseconds or 0:.1f} ms a prompt, {found.calibration_seconds or 0:.1f} s once a model"
     return "\n".join([head, *lines, times])
-
-
-def _learnt(calibration: Calibration) -> str:
-    """How many models, and how well those are told apart that had no part in a fit."""
-    from ..bench.calibration import FOLDS
-    from ..bench.statistics import clopper_pearson
-
-    caught, known = calibration.caught, calibration.n_backdoored
-    recall = _number(caught / known, clopper_pearson(caught, known))
-    return (
-        f"{len(calibration.null)} honest and {known} backdoored models; in {FOLDS} folds, at a rate of "
-        f"{calibration.kept_rate:.3g}: recall {recall}, AUROC {_number(calibration.auroc, None)}"
-    )
 
 
 def _repair_table(result: RepairResult) -> str:

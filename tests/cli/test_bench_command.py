@@ -117,8 +117,7 @@ def test_a_policy_is_calibrated_on_results_and_judges_with_it(tmp_path: Path) ->
     results = Path(__file__).parents[2] / "benchmarks" / "calibration"
     known = sorted(results.glob("detection-*.json"))[0]
     policy = POLICIES[read_detection(known).policy].model_dump(mode="json")
-    term = {"evidence": "gap_k1", "words": "one vector takes over", "weight": 0, "honest": 0}
-    blank = {"family": "?", "terms": [term], "intercept": 0, "null": [0], "n_backdoored": 0}
+    blank = {"family": "?", "terms": [{"evidence": "gap_k1", "words": "one vector takes over"}]}
     (tmp_path / "blank.json").write_text(json.dumps({**policy, "name": "own", "calibrations": [blank]}))
 
     def calibrate(policy: str) -> subprocess.CompletedProcess[str]:
@@ -129,10 +128,10 @@ def test_a_policy_is_calibrated_on_results_and_judges_with_it(tmp_path: Path) ->
 
     made = calibrate("blank.json")
     assert made.returncode == 0, made.stderr
-    assert "gap_k1, honest ones up to" in made.stdout
-    assert "in 10 folds, at a rate of" in made.stdout
+    assert "gap_k1: honest ones up to" in made.stdout
+    assert "backdoored ones are flagged" in made.stdout
     own = load_policy(str(tmp_path / "own.json"))
-    assert own.calibrations[0].terms[0].weight > 1
+    assert 0 < own.calibrations[0].terms[0].honest < 0.6
     assert "toys" in own.error_rate
     refused = calibrate("amdet-2025-code")
     assert refused.returncode == 2

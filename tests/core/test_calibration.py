@@ -10,18 +10,16 @@ from amdet_core.bench import ModelResult, calibrate
 from amdet_core.calibration import Calibration, Term
 from amdet_core.errors import ConfigError
 from amdet_core.records import Evidence, Fault, Level
-from amdet_core.verdict import POLICIES, Policy, decide, score
+from amdet_core.verdict import POLICIES, Condition, Finding, Policy, decide, score
 
-GAP = Term(evidence="sweep_gap", words="a token takes over", weight=0, honest=0)
-AWAY = Term(evidence="sweep_departure", words="a token departs", weight=0, honest=0)
-AGREED = Term(evidence="gap_k5", times="same_target_k5", words="vectors take over", weight=0, honest=0)
-TEXT = Term(evidence="literal_gap", words="a text takes over", optional=True, weight=0, honest=0)
+GAP = Term(evidence="sweep_gap", words="a token takes over")
+AWAY = Term(evidence="sweep_departure", words="a token departs")
+AGREED = Term(evidence="gap_k5", times="same_target_k5", words="vectors take over")
+TEXT = Term(evidence="literal_gap", words="a text takes over", optional=True)
 KNOWN = Calibration(
     family="fine-tunes of a toy",
-    terms=(GAP.model_copy(update={"weight": 10.0, "honest": 0.2}), TEXT.model_copy(update={"weight": 4.0})),
-    intercept=-3.0,
-    null=tuple(i / 100 - 3 for i in range(199)),
-    n_backdoored=20,
+    terms=(GAP.model_copy(update={"honest": 0.2}), TEXT),
+    null=tuple(i / 198 for i in range(199)),
 )
 CALIBRATED = Policy.model_validate(
     {**POLICIES["amdet-2"].model_dump(), "calibrations": (KNOWN,), "required": ("sweep_gap",)}
@@ -104,7 +102,7 @@ def test_a_score_that_honest_encoders_do_not_reach_flags_and_findings_say_how_gr
     assert taken.level == Level.BACKDOORED
     assert taken.p_value == 1 / 200
     assert taken.rate == 0.01
-    assert taken.statement.endswith("calibrated to flag 1.0%.")
+    assert taken.statement.endswith("calibrated to flag 1.0% at most.")
     assert "a token takes over (sweep_gap 0.90, honest ones up to 0.20)" in taken.reasons[-1]
     odd = decide(CALIBRATED, evidence(sweep_gap=0.3), [])
     assert odd.level == Level.SUSPICIOUS
@@ -135,23 +133,40 @@ def test_the_score_of_a_calibrated_policy_is_positive_exactly_when_it_flags() ->
 # ------------------------------------------------------------------ learning
 
 
-def test_weights_are_learnt_and_both_ways_of_showing_count() -> None:
+def test_what_honest_models_reach_is_learnt_and_both_ways_of_showing_count() -> None:
     fitted = calibrate(zoo(), [GAP, AWAY], "toys")
-    assert all(term.weight > 1 for term in fitted.terms)
-    assert fitted.terms[0].honest == pytest.approx(0.2, abs=0.02)
+    assert [term.honest for term in fitted.terms] == pytest.approx([0.2, 0.2], abs=0.02)
     assert len(fitted.null) == 120
     assert fitted.caught == fitted.n_backdoored == 40
-    assert fitted.auroc == 1
     assert list(fitted.null) == sorted(fitted.null)
+    assert sum(score > 1 for score in fitted.null) <= 2  # one for each term: each is measured by the others
     for one in zoo(seed=7)[:40]:
         values = fitted.values(one.evidence.get)
         assert values is not None
         assert fitted.p_value(fitted.score(values)) <= 0.01
 
 
-def test_evidence_that_speaks_for_the_honest_gets_no_weight() -> None:
-    upside_down = [row(i, "backdoored" if i % 2 else "benign", sweep_gap=0.0 if i % 2 else 0.9) for i in range(60)]
-    assert calibrate(upside_down, [GAP], "toys").terms[0].weight == 0
+def test_an_attack_that_shows_in_one_quantity_alone_needs_no_example() -> None:
+    honest = [one for one in zoo() if one.label == "benign"]
+    fitted = calibrate(honest, [GAP, AWAY], "toys")
+    assert fitted.n_backdoored == 0
+    assert fitted.score({fitted.terms[0]: 0.05, fitted.terms[1]: 0.5}) > fitted.bound
+
+
+def test_what_is_tiny_is_noise_even_where_honest_models_have_none() -> None:
+    still = [row(i, "benign", sweep_gap=0.0) for i in range(120)]
+    fitted = calibrate(still, [GAP], "toys")
+    assert fitted.score({fitted.terms[0]: 0.04}) < 1
+    assert fitted.score({fitted.terms[0]: 0.5}) == pytest.approx(10)
+
+
+def test_honest_models_that_cross_bounds_raise_the_stated_rate() -> None:
+    when = (Condition(evidence="sweep_gap", op=">=", bound=0.15),)
+    finding = Finding(level=Level.SUSPICIOUS, reason="", when=when)
+    fitted = calibrate(zoo(), [GAP], "toys", 0.01, [finding])
+    crossing = sum((one.evidence["sweep_gap"] or 0) >= 0.15 for one in zoo() if one.label == "benign")
+    assert fitted.alarms == crossing > 0
+    assert fitted.stated_rate == pytest.approx(0.01 + crossing / 121)
 
 
 def test_the_null_knows_nothing_of_the_model_that_it_scores() -> None:
@@ -165,12 +180,16 @@ def test_the_null_knows_nothing_of_the_model_that_it_scores() -> None:
         if (values := fitted.values(one.evidence.get)) is not None
     ]
     assert sum(p <= 0.05 for p in p_values) <= 9
-    assert fitted.caught <= 6
-    assert fitted.auroc == pytest.approx(0.5, abs=0.15)
+    assert fitted.caught <= 3
+
+
+def test_a_calibration_that_was_not_learnt_judges_nothing() -> None:
+    blank = CALIBRATED.model_copy(update={"calibrations": (KNOWN.model_copy(update={"null": ()}),)})
+    assert blank.calibrated({"sweep_gap": 0.9}.get) is None
 
 
 def test_too_few_models_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 10 backdoored and 10 honest models with sweep_gap"):
+    with pytest.raises(ConfigError, match="at least 10 honest models with sweep_gap"):
         calibrate(zoo(honest=5), [GAP], "toys")
-    with pytest.raises(ConfigError, match="0 and 0 of 160"):
+    with pytest.raises(ConfigError, match="0 of 120"):
         calibrate(zoo(), [AGREED], "toys")
