@@ -91,10 +91,12 @@ def _policies() -> Iterator[str]:
 def _calibration(calibration: Calibration) -> Iterator[str]:
     """How far honest encoders go, and what is flagged."""
     honest, backdoored = len(calibration.null), calibration.n_backdoored
-    yield f"Learnt from {honest} {calibration.family}: suspicious where any of these goes more than "
-    yield f"{calibration.bound:.2f} times as far as they do, a rate of {calibration.kept_rate:.1%}; the bounds above "
-    yield f"flag {calibration.alarms} of them. Of {backdoored} backdoored encoders of the same zoos, which the score "
-    yield f"does not know, {calibration.caught} are flagged.\n"
+    yield (
+        f"Learnt from {honest} {calibration.family}: suspicious where any of these goes more than "
+        f"{calibration.bound:.2f} times as far as they do, a rate of {calibration.kept_rate:.1%}; the bounds above flag "
+        f"{calibration.alarms} of them. Of {backdoored} backdoored encoders of the same zoos, which the score does not "
+        f"know, {calibration.caught} are flagged.\n"
+    )
     yield "| evidence | honest ones up to | says |\n|---|---|---|"
     for term in calibration.terms:
         yield f"| `{term.name}` | {max(term.honest, term.least):.3f} | {term.words} |"
