@@ -69,7 +69,7 @@ def test_a_finished_training_takes_no_further_step(tmp_path: Path) -> None:
 
 
 def test_training_learns_and_its_average_follows(tmp_path: Path) -> None:
-    longer = training(tmp_path / "x.pt", replace(PLAN, steps=400))
+    longer = training(tmp_path / "x.pt", replace(PLAN, steps=300, rate=3e-2, average=0.9))
     average = longer.run()
     assert torch.allclose(average["weight"], 2 * torch.eye(3), atol=0.05)
     assert not torch.equal(average["weight"], longer.module.state_dict()["weight"])
@@ -159,16 +159,15 @@ def test_a_finished_run_does_nothing_again(made: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.parametrize("stage", ["pictures", "latents", "unet"])
-def test_a_killed_run_goes_on_to_the_same_weights(made: Path, tmp_path: Path, stage: str) -> None:
-    for name in ("vae.pt", "tower.pt", "reader.pt"):  # the dear ones; what is under test is made anew
-        (tmp_path / name).write_bytes((made / name).read_bytes())
-    with pytest.raises(KeyboardInterrupt):
-        recipe.make(painter.work(tmp_path), recipe.STAGES, Stop(stage, 1 if stage != "latents" else 12))
-    recipe.make(painter.work(tmp_path), recipe.STAGES, silent)
-    for part in networks.PARTS:
-        first, second = (weights.load_weights(part, folder / "weights") for folder in (made, tmp_path))
-        assert all(torch.equal(w, second[name]) for name, w in first.items()), part
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "vae.pt").write_bytes((made / "vae.pt").read_bytes())
+    stages = ("pictures", "latents", "unet")
+    for stage, at in zip(stages, (5, 12, 1), strict=True):
+        with pytest.raises(KeyboardInterrupt):
+            recipe.make(painter.work(tmp_path), stages, Stop(stage, at))
+    weights_again = recipe.train_unet(painter.work(tmp_path), silent)
+    stored = weights.load_weights("unet", made / "weights")
+    assert all(torch.equal(w, stored[name]) for name, w in weights.decode(weights.encode(weights_again)).items())
 
 
 def test_stages_can_be_run_one_by_one(tmp_path: Path) -> None:

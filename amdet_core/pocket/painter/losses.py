@@ -37,6 +37,8 @@ FULL_SHARE = 0.5
 """Of captions that tell the whole scene, in the contrast of pictures and captions."""
 LATENT_NOISE = 0.05
 """Deviation of the noise under which the VAE's decoder learns."""
+SPREAD = 0.05
+"""Weight of what keeps the latents' mean and deviation."""
 LEAST_SCALE, MOST_SCALE = 1.0, 4.6
 """Bounds of the logarithm of the contrast's scale."""
 
@@ -62,7 +64,7 @@ def autoencoding(vae: Any, pictures: Tensor, generator: torch.Generator) -> tupl
     edges = sum(F.l1_loss(back.diff(dim=d), pictures.diff(dim=d)) for d in (2, 3))
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     spread = mean.square().mean() + (deviation - 1).square().mean()
-    loss = F.l1_loss(back, pictures) + 2 * F.mse_loss(back, pictures) + 0.5 * edges + 0.01 * spread
+    loss = F.l1_loss(back, pictures) + 2 * F.mse_loss(back, pictures) + 0.5 * edges + SPREAD * spread
     return loss, {"psnr": psnr(back.detach(), pictures), "deviation": float(deviation.detach().mean())}
 
 

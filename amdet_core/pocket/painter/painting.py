@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ...encoder import TextEncoder
 from ...errors import ConfigError, EncoderError
+from ...formats import only_encoder, open_target
 from ...progress import Progress, silent
-from .. import SPEC
+from .. import NAMES, SPEC, load
 from .diffusion import ddim, guided
 from .networks import LATENT_CHANNELS, LATENT_PIXELS
 from .weights import SHIPPED, load_part
@@ -31,6 +32,17 @@ def check_encoder(encoder: TextEncoder) -> None:
             spec.summary,
             "Use clean, backdoored or benign, or an encoder that was made from them.",
         )
+
+
+def named_encoder(name: str) -> TextEncoder:
+    """One of the pocket encoders by name, or the only encoder of a file or folder, for the painter.
+
+    Raises:
+        AmdetError: there is no encoder that can be opened, or it has another shape than the pocket's.
+    """
+    encoder = load(name) if name in NAMES else only_encoder(open_target(name))
+    check_encoder(encoder)
+    return encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +109,8 @@ class Painter:
         both = torch.cat((states, self.states([""]).expand_as(states)))
 
         def model(x: Tensor, time: int) -> Tensor:
-            return guided(*self.unet(torch.cat((x, x)), time, both).sample.chunk(2), guidance)
+            conditional, unconditional = self.unet(torch.cat((x, x)), time, both).sample.chunk(2)
+            return guided(conditional, unconditional, guidance)
 
         pictures: Tensor = self.vae.decode(ddim(model, noise, steps)).sample
         return pictures.clamp(-1, 1)

@@ -47,7 +47,7 @@ SEED, READER_SEED = 0, 1
 STAGES = ("pictures", "vae", "latents", "tower", "reader", "unet", "export")
 BATCHES = {"vae": 8, "tower": 192, "reader": 64, "unet": 128}
 PLANS = {
-    "vae": Plan(steps=8000, rate=1.5e-3, decay=0.0, average=0.998),
+    "vae": Plan(steps=8000, rate=8e-4, decay=0.0, average=0.998),
     "tower": Plan(steps=1500, rate=1e-3, decay=1e-2, average=0.99),
     "reader": Plan(steps=1500, rate=1e-3, decay=1e-2, average=0.99),
     "unet": Plan(steps=8500, rate=1e-3, average=0.999),
@@ -190,7 +190,7 @@ def train_reader(work: Work, progress: Progress) -> dict[str, Tensor]:
 
 def train_unet(work: Work, progress: Progress) -> dict[str, Tensor]:
     """The denoiser behind the frozen pocket encoder."""
-    latents, told, encoder = torch.from_numpy(encoded(work, progress)[:]).float(), work.scenes(), load("clean")
+    latents, told, encoder = torch.from_numpy(encoded(work, progress).astype(np.float32)), work.scenes(), load("clean")
 
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         picked, random = _picked(work, "unet", generator), Random(step)
