@@ -3,6 +3,7 @@
 from .calibration import calibrate
 from .detection import Benchmark, run
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
+from .painting import Painting, PaintingBenchmark, run_painting
 from .results import Detection, ModelResult, read_detection
 
 __all__ = [
@@ -11,9 +12,12 @@ __all__ = [
     "GuardBenchmark",
     "GuardResult",
     "ModelResult",
+    "Painting",
+    "PaintingBenchmark",
     "calibrate",
     "read_detection",
     "read_guarding",
     "run",
     "run_guard",
+    "run_painting",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -27,9 +27,8 @@ from ..storage import record_json
 from ..tokenizer import clip_tokenizer
 from ..zoo.labels import Label, Labels
 from .models import machine, run_models, zoo_info
-from .results import Result, Row, Seeds, read_result
+from .results import Result, Row, Seeds, Share, read_result
 from .source import commit
-from .statistics import Interval, clopper_pearson
 from .triggers import is_text, spellings
 
 OWN = 50_000
@@ -96,22 +95,6 @@ class GuardedModel(Row):
     triggered: Triggered | None = Field(default=None, description="null: not backdoored, or the trigger is no text")
     calibration_seconds: Measured = None
     milliseconds: Measured = Field(default=None, description="median of a clean prompt, checked alone")
-
-
-class Share(Record):
-    """A share with its exact interval (Clopper-Pearson, 95%), which takes everything counted as independent."""
-
-    n: int
-    count: int
-    share: float | None
-    interval: Interval
-
-    @classmethod
-    def of(cls, counts: Iterable[tuple[int, int]]) -> Share:
-        """Of counts and sizes added up."""
-        pairs = list(counts)
-        count, n = sum(count for count, _ in pairs), sum(n for _, n in pairs)
-        return cls(n=n, count=count, share=count / n if n else None, interval=clopper_pearson(count, n))
 
 
 class GuardMetrics(Record):

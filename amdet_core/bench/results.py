@@ -6,6 +6,7 @@ miss where it is backdoored and no false alarm where it is benign, and it is cou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -14,7 +15,7 @@ from pydantic import Field, ValidationError
 from ..errors import ConfigError, StorageError
 from ..records import Measured, Record
 from ..storage import first_error
-from .statistics import Interval
+from .statistics import Interval, clopper_pearson
 
 
 class Machine(Record):
@@ -23,6 +24,22 @@ class Machine(Record):
     torch: str
     threads: int = Field(description="per scan")
     device: str
+
+
+class Share(Record):
+    """A share with its exact interval (Clopper-Pearson, 95%), which takes everything counted as independent."""
+
+    n: int
+    count: int
+    share: float | None
+    interval: Interval
+
+    @classmethod
+    def of(cls, counts: Iterable[tuple[int, int]]) -> Share:
+        """Of counts and sizes added up."""
+        pairs = list(counts)
+        count, n = sum(count for count, _ in pairs), sum(n for _, n in pairs)
+        return cls(n=n, count=count, share=count / n if n else None, interval=clopper_pearson(count, n))
 
 
 class ZooInfo(Record):

@@ -55,12 +55,16 @@ ABOVE = (
 )  # fmt: skip
 """Phrases, and whether the two objects may change places in them."""
 UNNAMED_SHARE = 0.06
-"""Of short captions of one object, those that leave its colour or its shape open."""
+"""Of captions of one object, those that leave its colour or its shape open."""
 
 
-def caption(scene: Scene, random: Random) -> str:
-    """One of many captions of a scene; what it leaves out may be anything."""
-    middle = _one(scene, random) if len(scene.things) == 1 else _two(scene, random)
+def caption(scene: Scene, random: Random, *, unnamed: float = UNNAMED_SHARE) -> str:
+    """One of many captions of a scene; what it leaves out may be anything.
+
+    Args:
+        unnamed: of captions of one object, the share that leaves its colour or its shape open.
+    """
+    middle = _one(scene, random, unnamed) if len(scene.things) == 1 else _two(scene, random)
     ground = _background(scene, random) if random.random() < 0.45 else ""
     return f"{random.choice(PREFIXES)}{middle}{ground}{random.choice(ENDINGS)}"
 
@@ -86,12 +90,12 @@ def article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _one(scene: Scene, random: Random) -> str:
+def _one(scene: Scene, random: Random, unnamed: float) -> str:
     (thing,) = scene.things
     colour, shape, open_part = thing.colour, _name(thing.shape, random), random.random()
-    if open_part < UNNAMED_SHARE / 2:
+    if open_part < unnamed / 2:
         noun = shape
-    elif open_part < UNNAMED_SHARE:
+    elif open_part < unnamed:
         noun = f"{colour} {random.choice(('shape', 'object', 'thing'))}"
     else:
         noun = f"{colour} {shape}"
