@@ -12,8 +12,8 @@ goes on from what it finds in DIR; its result is DIR/weights, four files to be c
     unet       velocities of noised latents, given captions
     export     DIR/weights
 
-The pocket encoder is frozen throughout. The steps and rates are those of a run on two cores of a 2023 server; batches
-are small, as a CPU gains nothing from large ones.
+The pocket encoder is frozen throughout. Steps and batches are chosen for two cores and well under two hours; batches are
+small, as a CPU gains little from large ones.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ SEED, READER_SEED = 0, 1
 STAGES = ("pictures", "vae", "latents", "tower", "reader", "unet", "export")
 BATCHES = {"vae": 8, "tower": 192, "reader": 64, "unet": 128}
 PLANS = {
-    "vae": Plan(steps=8000, rate=8e-4, decay=0.0, average=0.998),
-    "tower": Plan(steps=1500, rate=1e-3, decay=1e-2, average=0.99),
-    "reader": Plan(steps=1500, rate=1e-3, decay=1e-2, average=0.99),
-    "unet": Plan(steps=8500, rate=1e-3, average=0.999),
+    "vae": Plan(steps=8_000, rate=8e-4, decay=0.0, average=0.998),
+    "tower": Plan(steps=1_500, rate=1e-3, decay=1e-2, average=0.99),
+    "reader": Plan(steps=1_500, rate=1e-3, decay=1e-2, average=0.99),
+    "unet": Plan(steps=12_000, rate=1e-3, average=0.999),
 }
 CHUNK = 200
 """Pictures that pass the VAE together."""
