@@ -12,8 +12,8 @@ goes on from what it finds in DIR; its result is DIR/weights, four files to be c
     unet       velocities of noised latents, given captions
     export     DIR/weights
 
-The pocket encoder is frozen throughout. Steps and batches are chosen for two cores and well under two hours; batches are
-small, as a CPU gains little from large ones.
+The pocket encoder is frozen throughout. Steps and batches are chosen for two cores and well under two hours;
+batches are small, as a CPU gains little from large ones.
 """
 
 from __future__ import annotations
