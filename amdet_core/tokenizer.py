@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import json
 import re
 import zlib
 from collections.abc import Sequence
@@ -150,6 +151,16 @@ class ClipTokenizer:
     def _raw(self, ids: Sequence[int]) -> bytes:
         spelled = "".join(self._tokens[i] for i in ids if i not in (self.bos_id, self.eos_id))
         return bytes(self._bytes[c] for c in spelled.replace(WORD_END, _byte_alphabet()[32]))
+
+    def files(self) -> dict[str, str]:
+        """Contents of ``vocab.json`` and ``merges.txt``, from which transformers makes the same tokenizer."""
+        merges = json.loads(self._bpe.to_str())["model"]["merges"]
+        lines = [one if isinstance(one, str) else " ".join(one) for one in merges]
+        vocabulary = {token: index for index, token in enumerate(self._tokens)}
+        return {
+            "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+            "merges.txt": "\n".join(("#version: 0.2", *lines, "")),
+        }
 
     def words(self) -> tuple[str, ...]:
         """Texts of all tokens that end a word, sorted."""

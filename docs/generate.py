@@ -93,7 +93,7 @@ def _calibration(calibration: Calibration) -> Iterator[str]:
     honest, backdoored = len(calibration.null), calibration.n_backdoored
     yield (
         f"Learnt from {honest} {calibration.family}: suspicious where any of these goes more than "
-        f"{calibration.bound:.2f} times as far as they do, a rate of {calibration.kept_rate:.1%}; the bounds above flag "
+        f"{calibration.bound:.2f} times as far as they do, a rate of {calibration.kept_rate:.1%}; those bounds flag "
         f"{calibration.alarms} of them. Of {backdoored} backdoored encoders of the same zoos, which the score does not "
         f"know, {calibration.caught} are flagged.\n"
     )

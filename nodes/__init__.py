@@ -1,6 +1,7 @@
 """ComfyUI nodes: each adapts what the graph holds, calls ``amdet_core`` and returns.
 
-Only ``bridge`` and ``comfy_clip`` know the host's modules; the nodes themselves import its node API alone.
+Only ``bridge``, ``comfy_clip`` and ``comfy_model`` know the host's modules; the nodes themselves import its node API
+alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ NODES: list[type[io.ComfyNode]] = [
     load.AMDET_LoadTextEncoder,
     load.AMDET_FindAnchor,
     load.AMDET_PocketTextEncoder,
+    load.AMDET_PocketCheckpoint,
     feature.AMDET_InvertFeature,
     feature.AMDET_LandscapeVerdict,
     feature.AMDET_ReversedTarget,

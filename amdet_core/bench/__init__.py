@@ -3,6 +3,7 @@
 from .calibration import calibrate
 from .detection import Benchmark, run
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
+from .painting import Painting, PaintingBenchmark, run_painting
 from .repairing import RepairBenchmark, RepairResult, read_repairing, run_repair
 from .results import Detection, ModelResult, read_detection
 
@@ -12,6 +13,8 @@ __all__ = [
     "GuardBenchmark",
     "GuardResult",
     "ModelResult",
+    "Painting",
+    "PaintingBenchmark",
     "RepairBenchmark",
     "RepairResult",
     "calibrate",
@@ -20,5 +23,6 @@ __all__ = [
     "read_repairing",
     "run",
     "run_guard",
+    "run_painting",
     "run_repair",
 ]

@@ -18,6 +18,14 @@ from ..storage import first_error
 from .statistics import Interval, clopper_pearson
 
 
+class Machine(Record):
+    """Where the scans ran; of the last run, where a benchmark was resumed."""
+
+    torch: str
+    threads: int = Field(description="per scan")
+    device: str
+
+
 class Share(Record):
     """A share with its exact interval (Clopper-Pearson, 95%), which takes everything counted as independent."""
 
@@ -32,14 +40,6 @@ class Share(Record):
         pairs = list(counts)
         count, n = sum(count for count, _ in pairs), sum(n for _, n in pairs)
         return cls(n=n, count=count, share=count / n if n else None, interval=clopper_pearson(count, n))
-
-
-class Machine(Record):
-    """Where the scans ran; of the last run, where a benchmark was resumed."""
-
-    torch: str
-    threads: int = Field(description="per scan")
-    device: str
 
 
 class ZooInfo(Record):

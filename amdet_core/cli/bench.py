@@ -17,7 +17,16 @@ from ..terminal import ProgressLine
 from .common import Device, Preset
 
 if TYPE_CHECKING:
-    from ..bench import Benchmark, Detection, GuardBenchmark, GuardResult, RepairBenchmark, RepairResult
+    from ..bench import (
+        Benchmark,
+        Detection,
+        GuardBenchmark,
+        GuardResult,
+        Painting,
+        PaintingBenchmark,
+        RepairBenchmark,
+        RepairResult,
+    )
 
 T = TypeVar("T")
 
@@ -135,6 +144,36 @@ def bench_repair(
     sys.stdout.write(f"{_repair_table(result)}\nwritten: {file}\n")
 
 
+@bench_app.command("pocket")
+def bench_pocket(
+    weights: Annotated[
+        Path | None, typer.Option(help="folder with the painter's weights, instead of those that ship")
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="text encoder: clean, backdoored, benign, or a file or folder of the same shape")
+    ] = "clean",
+    singles: Annotated[int, typer.Option(help="captions of one object", min=1)] = 500,
+    doubles: Annotated[int, typer.Option(help="captions of two objects", min=1)] = 200,
+    unseen: Annotated[int, typer.Option(help="captions of pairs that no training picture showed", min=1)] = 100,
+    drawings: Annotated[int, typer.Option(help="held-out drawings for reader, VAE and retrieval", min=2)] = 1000,
+    seeds: Annotated[int, typer.Option(help="paintings of each caption", min=1)] = 3,
+    steps: Annotated[int, typer.Option(help="of the sampler", min=1, max=999)] = 20,
+    guidance: Annotated[float, typer.Option(help="scale of classifier-free guidance", min=1)] = 4.0,
+    seed: Annotated[int, typer.Option(help="of captions, drawings and noise", min=0)] = 42,
+    out: Annotated[Path, typer.Option(help="result file")] = Path("pocket.json"),
+) -> None:
+    """Ask the pocket's painter for many pictures and let an independent reader say what they show."""
+    from ..bench import PaintingBenchmark, run_painting
+
+    benchmark = PaintingBenchmark(
+        weights=weights, encoder=encoder, singles=singles, doubles=doubles, unseen=unseen, drawings=drawings,
+        seeds=seeds, steps=steps, guidance=guidance, seed=seed,
+    )  # fmt: skip
+    with ProgressLine() as line:
+        result = run_painting(benchmark, out, command=_painting_command(benchmark, out), progress=line)
+    sys.stdout.write(f"{_painting_table(result)}\nwritten: {out}\n")
+
+
 @bench_app.command("calibrate")
 def bench_calibrate(
     results: Annotated[list[Path], typer.Argument(help="results of amdet bench detection, of zoos for training")],
@@ -187,6 +226,15 @@ def _command(
         if value is not None:
             text = _from_here(Path(value)) if option in ("policy", "prompts") else str(value)
             parts += ["-n" if option == "count" else f"--{option}", text]
+    return shlex.join([*parts, "--out", _from_here(file)])
+
+
+def _painting_command(benchmark: PaintingBenchmark, file: Path) -> str:
+    """The same for the painter."""
+    parts = ["amdet", "bench", "pocket"]
+    for name, value in benchmark.model_dump().items():
+        if value is not None:
+            parts += [f"--{name}", _from_here(value) if isinstance(value, Path) else str(value)]
     return shlex.join([*parts, "--out", _from_here(file)])
 
 
@@ -256,6 +304,28 @@ def _repair_table(result: RepairResult) -> str:
         )
         lines.append(f"  {name:<10} healed {_number(found.healed.share, found.healed.interval)} of {found.n}; {means}")
     return "\n".join(lines)
+
+
+def _painting_table(result: Painting) -> str:
+    """What was asked for and seen, one a line."""
+    found = result.metrics
+    rows = {
+        "one object: colour and shape": found.singles.right,
+        "  colour": found.singles.part,
+        "  shape": found.singles.shape,
+        "two objects: both": found.doubles.right,
+        "  at least one": found.doubles.part,
+        "unseen pairs: colour and shape": found.unseen.right,
+        "reader, drawings of one object": found.reader_one,
+        "reader, drawings of two": found.reader_two,
+        "reader, behind the VAE": found.reader_one_after_vae,
+        "R@1, picture to caption": found.retrieval_by_picture,
+        "R@1, caption to picture": found.retrieval_by_caption,
+    }
+    lines = [f"  {name:<32}{_number(row.share, row.interval)} of {row.n}" for name, row in rows.items()]
+    worst = min(one.share or 0.0 for one in found.singles.right_by_seed)
+    head = f"{result.settings.seeds} seeds; one object, the worst of them: {worst:.3f}"
+    return "\n".join([head, *lines, f"  VAE {found.vae_psnr:.1f} dB, {found.seconds_per_picture:.2f} s a picture"])
 
 
 def _number(value: float | None, interval: tuple[float, float] | None) -> str:

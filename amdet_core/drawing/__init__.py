@@ -16,6 +16,7 @@ from .axes import (
     shortened,
 )
 from .parts import CARD, GRID, INK, SOFT, Cells, Drawing, Line, Numbers, Part, Rectangle, Text, shades
+from .polygons import Colour, filled
 from .raster import image, png, text_width
 from .vector import svg
 
@@ -28,6 +29,7 @@ __all__ = [
     "SOFT",
     "Axis",
     "Cells",
+    "Colour",
     "Drawing",
     "Entry",
     "Line",
@@ -39,6 +41,7 @@ __all__ = [
     "axis",
     "bar_width",
     "colour_bar",
+    "filled",
     "image",
     "legend_rows",
     "named",
