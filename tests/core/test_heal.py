@@ -44,7 +44,7 @@ def scanned(level: Level, *, trigger: bool = False) -> Scanned:
         anchor=None,
         verdict=Verdict(level=level, reasons=("a reason",), policy="amdet-2", statement=""),
         evidence=(),
-        trigger=literal if trigger else None,
+        triggers=(literal,) if trigger else (),
         candidates=(),
         faults=(),
         config={},
