@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -133,6 +133,38 @@ def scan_opened(
     return Outcome(report, recovered, render_files(report, _feature_files(recovered, report)))
 
 
+def joined(parts: Sequence[Outcome], policy: Policy) -> Outcome:
+    """Scans of single encoders of one target as the scan of the whole target."""
+    if len(parts) == 1:
+        return parts[0]
+    reports = [part.report for part in parts]
+
+    def every(field: str) -> tuple[Any, ...]:
+        return tuple(item for report in reports for item in getattr(report, field) or ())
+
+    evidence, faults, first = every("evidence"), every("faults"), reports[0]
+    targets = [report.target for report in reports]
+    encoders = tuple(encoder for target in targets for encoder in target.encoders)
+    in_memory = any(target.sha256 == _values_sha256(target.encoders) for target in targets)
+    sha256 = _values_sha256(encoders) if in_memory else first.target.sha256
+    stages = dict.fromkeys(stage for report in reports for stage in report.timings)
+    report = first.model_copy(
+        update={
+            **{name: every(name) for name in ("sweeps", "patterns", "candidates", "forensics")},
+            "target": first.target.model_copy(update={"encoders": encoders, "sha256": sha256}),
+            "anchor": every("anchor") or None,
+            "verdict": decide(policy, evidence, faults),
+            "evidence": evidence,
+            "triggers": tuple(sorted(every("triggers"), key=lambda trigger: -trigger.collapse)),
+            "faults": faults,
+            "not_checked": tuple(dict.fromkeys(every("not_checked"))),
+            "timings": {stage: sum(report.timings.get(stage, 0.0) for report in reports) for stage in stages},
+        }
+    )
+    recovered = tuple(feature for part in parts for feature in part.features)
+    return Outcome(report, recovered, render_files(report, _feature_files(recovered, report)))
+
+
 def guards(
     opened: OpenedTarget, anchors: Anchors, config: GuardConfig, device: torch.device, progress: Progress = silent
 ) -> tuple[Guard, ...]:
@@ -225,10 +257,9 @@ def _report(
 
 
 def _target(opened: OpenedTarget, anchors: list[Anchor]) -> Target:
-    values = hashlib.sha256("".join(f"{anchor.fingerprint}\n" for anchor in anchors).encode()).hexdigest()
     return Target(
         path=str(opened.path),
-        sha256=formats.file_sha256(opened) if opened.files else values,
+        sha256=formats.file_sha256(opened) if opened.files else _values_sha256(anchors),
         encoders=tuple(
             EncoderInfo(
                 name=found.name,
@@ -242,6 +273,11 @@ def _target(opened: OpenedTarget, anchors: list[Anchor]) -> Target:
         ),
         not_scanned=opened.not_scanned,
     )
+
+
+def _values_sha256(encoders: Iterable[Anchor | EncoderInfo]) -> str:
+    """Of encoders that are in no file, by their fingerprints."""
+    return hashlib.sha256("".join(f"{one.fingerprint}\n" for one in encoders).encode()).hexdigest()
 
 
 def _feature_files(recovered: Sequence[Feature], report: ScanReport) -> dict[str, bytes]:

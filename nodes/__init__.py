@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import attack, bridge, compare, feature, fine_tune, guard, load, measure, report, scan
+from . import attack, bridge, compare, feature, fine_tune, guard, heal, load, measure, report, scan
 
 NODES: list[type[io.ComfyNode]] = [
     scan.AMDET_BackdoorScan,
@@ -26,6 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     measure.AMDET_TriggerSweep,
     measure.AMDET_WeightForensics,
     guard.AMDET_GuardedTextEncode,
+    heal.AMDET_Heal,
     report.AMDET_SaveReport,
     report.AMDET_ShowReport,
 ]

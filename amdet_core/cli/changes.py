@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,6 +60,7 @@ class Output:
         rank: of the change as a LoRA; None where it has no low one.
         delta: file for the differences alone.
         original: what was changed; nothing is written there.
+        encoder: name of the one of several encoders that is written; empty where there is one.
     """
 
     path: Path
@@ -69,6 +70,12 @@ class Output:
     rank: int | None = None
     delta: Path | None = None
     original: Path | None = None
+    encoder: str = ""
+
+    def of(self, encoder: str) -> Output:
+        """The same for one of several encoders, whose name is added to every path."""
+        lora, delta = (None if path is None else named(path, encoder) for path in (self.lora, self.delta))
+        return replace(self, path=named(self.path, encoder), lora=lora, delta=delta, encoder=encoder)
 
     def check(self) -> None:
         """Fail now rather than after a long training."""
@@ -86,7 +93,10 @@ class Output:
         from .. import formats
 
         if self.lora is not None and self.rank is not None:
-            formats.write_lora(patch, self.lora, self.lora_layout.value, rank=self.rank)
+            slot, several = self.encoder or "text_encoder", bool(self.encoder)
+            formats.write_lora(
+                patch, self.lora, self.lora_layout.value, rank=self.rank, encoder=slot, of_several=several
+            )
         if self.delta is not None:
             patch.save(self.delta)
         layout = self.layout or (Layout.comfyui if self.path.suffix == ".safetensors" else Layout.hf)
@@ -96,3 +106,8 @@ class Output:
 
     def _paths(self) -> list[Path]:
         return [path for path in (self.path, self.lora, self.delta) if path is not None]
+
+
+def named(path: Path, encoder: str) -> Path:
+    """A path with the name of one of several encoders in it."""
+    return path.with_name(f"{path.stem}-{encoder}{path.suffix}")

@@ -21,13 +21,14 @@ from .changes import (
     Output,
     Seed,
     Settings,
+    named,
     setting_values,
 )
 from .common import Device, Preset, placement, trust_store
 
 if TYPE_CHECKING:
     from ..progress import Progress
-    from ..repair import Clinic, Healing, Probe, Repair
+    from ..repair import Clinic, Healed, Probe, Repair
 
 OWN = 0.9
 """Mean cosine of prompts with a known trigger to their own answer, from which it is cured."""
@@ -81,6 +82,7 @@ def repair(
 
     Nothing is written by a repair that does not work (exit code 2).
     """
+    from ..formats import only_encoder
     from ..repair import ANCHORED, CONFIGS, Probe, needs_anchor, triggers
     from ..repair import repair as run
 
@@ -91,6 +93,7 @@ def repair(
     output = Output(out, layout, lora, lora_layout, lora_rank, delta, suspect)
     output.check()
     clinic = _clinic(suspect, anchor, prompts, policy, preset, device, seed)
+    only_encoder(clinic.opened)
     known: tuple[Probe, ...] = ()
     if known_trigger is not None:
         known = (Probe.of_text(f"{known_trigger!r}", placement(known_trigger, trigger_mode, seed)),)
@@ -146,10 +149,10 @@ def heal(
 ) -> None:
     """Scan an encoder, repair a copy of it by the least invasive method that works, and scan that.
 
-    Exit code 0: nothing was found, or it is healed; 2: no repair worked, or the scan could not tell.
+    Several encoders of one file are healed one by one, and each is written to a file with its name. Exit code 0:
+    nothing was found, or it is healed; 2: a repair did not work, or a scan could not tell.
     """
-    from ..repair import heal as run
-    from ..repair import render_heal
+    from ..repair import heal_each, render_heal
     from ..storage import check_writable, publish, record_json, write_atomic
 
     folder = report or Path("amdet-report") / path.absolute().name
@@ -157,29 +160,36 @@ def heal(
     output = Output(out or folder / "healed.safetensors", layout, lora, lora_layout, lora_rank, delta, path)
     output.check()
     clinic = _clinic(path, anchor, prompts, policy, preset, device, seed)
+    several = len(clinic.opened.encoders) > 1
+    outputs = {found.name: output.of(found.name) if several else output for found in clinic.opened.encoders}
+    for one in outputs.values():
+        one.check()
 
-    def work(progress: Progress) -> Healing:
-        return run(clinic.telling(progress), replaced=replace)
+    def work(progress: Progress) -> Healed:
+        return heal_each(clinic.telling(progress), replaced=replace)
 
     with ProgressLine() as line:
-        healing = interruptible(work, line)
-    publish(folder / "before", healing.before.files)
-    if healing.after is not None:
-        publish(folder / "after", healing.after.files)
-    text = render_heal(healing.report)
+        done = interruptible(work, line)
+    publish(folder / "before", done.before.files)
+    if done.patches:
+        publish(folder / "after", done.after.files)
+    record = folder / "heal.json"
+    text = render_heal(*(healing.report for healing in done.encoders.values()))
     write_atomic(folder / "heal.md", text.encode())
-    write_atomic(folder / "heal.json", record_json(healing.report))
+    for name, healing in done.encoders.items():
+        write_atomic(named(record, name) if several else record, record_json(healing.report))
     sys.stdout.write(text)
-    if healing.patch is not None:
-        output.write(clinic.found.encoder, healing.patch)
+    for found in clinic.opened.encoders:
+        if found.name in done.patches:
+            outputs[found.name].write(found.encoder, done.patches[found.name])
     sys.stderr.write(f"report: {folder / 'heal.md'}\n")
-    raise typer.Exit(2 if healing.report.action in ("failed", "not judged") else 0)
+    raise typer.Exit(0 if done.found_nothing or done.healed else 2)
 
 
 def _clinic(
     path: Path, anchor: str, prompts: Path | None, policy: str, preset: Preset, device: Device, seed: int
 ) -> Clinic:
-    """A target with one encoder, its anchors, and how it is scanned."""
+    """A target, its anchors, and how it is scanned."""
     from .. import formats
     from ..anchors import Anchors
     from ..jobs import choose_device
@@ -190,7 +200,7 @@ def _clinic(
 
     judge = load_policy(policy)
     scan = plan(judge, preset.value, seed)
-    clinic = Clinic(
+    return Clinic(
         opened=formats.open_target(path),
         anchors=Anchors.of(anchor, trust_store()),
         scan=scan,
@@ -198,5 +208,3 @@ def _clinic(
         prompts=read_prompts(prompts) if prompts else builtin_prompts(scan.prompt_limit),
         device=choose_device(device.value),
     )
-    formats.only_encoder(clinic.opened)
-    return clinic

@@ -1,7 +1,7 @@
 """Repairs of backdoored encoders, each with evidence of what it achieved and what it cost."""
 
 from .condition import Case, Condition, Response
-from .heal import Attempt, Clinic, Healing, HealReport, heal, triggers
+from .heal import Attempt, Clinic, Healed, Healing, HealReport, heal, heal_each, triggers
 from .kinds import ANCHORED, CONFIGS, Outcome, Repair, repair
 from .ladder import needs_anchor
 from .probe import Probe
@@ -15,12 +15,14 @@ __all__ = [
     "Clinic",
     "Condition",
     "HealReport",
+    "Healed",
     "Healing",
     "Outcome",
     "Probe",
     "Repair",
     "Response",
     "heal",
+    "heal_each",
     "needs_anchor",
     "render_heal",
     "repair",

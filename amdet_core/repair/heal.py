@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,14 +16,15 @@ from ..encoder import TOKEN_TABLE, TextEncoder
 from ..errors import ConfigError
 from ..formats import FoundEncoder, OpenedTarget
 from ..jobs import Outcome as Scanned
-from ..jobs import scan_opened
+from ..jobs import joined, scan_opened
 from ..patch import Patch
 from ..progress import Progress, silent
 from ..prompts import PromptSet
 from ..records import Level, LevelName, Measured, Record, Target, Verdict
 from ..verdict import Policy
 from .condition import Case
-from .kinds import Outcome, finish, repair
+from .kinds import ANCHORED, CONFIGS, TRIGGERED, Outcome, finish, repair
+from .ladder import no_anchor
 from .probe import Probe, recovered
 
 REPLACED = "replace"
@@ -73,7 +74,7 @@ class Clinic:
     """Everything that scans and repairs of one target share.
 
     Attributes:
-        opened: a target with one encoder; it stays as it is.
+        opened: the target; it stays as it is. Of several encoders each has a clinic of its own: see :attr:`each`.
         anchors: where the anchor comes from.
         scan: of every scan, before and after.
         prompts: to scan, repair and measure with.
@@ -96,6 +97,11 @@ class Clinic:
         """
         formats.only_encoder(self.opened)
         return self.opened.encoders[0]
+
+    @property
+    def each(self) -> tuple[Clinic, ...]:
+        """The same for every encoder of the target alone."""
+        return tuple(replace(self, opened=replace(self.opened, encoders=(found,))) for found in self.opened.encoders)
 
     def telling(self, progress: Progress) -> Clinic:
         """The same, with its progress told elsewhere."""
@@ -131,19 +137,72 @@ class Clinic:
         return replace(self.opened, files=(), encoders=(found,))
 
 
+@dataclass(frozen=True, eq=False)
+class Healed:
+    """What became of every encoder of a target, by name."""
+
+    encoders: Mapping[str, Healing]
+    policy: Policy
+
+    @property
+    def found_nothing(self) -> bool:
+        """Whether every encoder is clean as it is."""
+        return all(one.report.action == "nothing" for one in self.encoders.values())
+
+    @property
+    def healed(self) -> bool:
+        """Whether something was found, and all of it is healed: nothing failed, and no scan was left in doubt."""
+        left = [one for one in self.encoders.values() if one.report.action != "nothing"]
+        return bool(left) and all(one.report.healed for one in left)
+
+    @property
+    def patches(self) -> dict[str, Patch]:
+        """The repairs that work."""
+        return {name: one.patch for name, one in self.encoders.items() if one.patch is not None}
+
+    @property
+    def before(self) -> Scanned:
+        """The scan of the target as it was."""
+        return joined([one.before for one in self.encoders.values()], self.policy)
+
+    @property
+    def after(self) -> Scanned:
+        """The scan of what there is now: repaired encoders, and the others as they were."""
+        return joined([one.after or one.before for one in self.encoders.values()], self.policy)
+
+
+def heal_each(
+    clinic: Clinic, config: HealConfig | None = None, *, method: str | None = None, replaced: bool = False
+) -> Healed:
+    """Heal the encoders of a target one by one; see :func:`heal`."""
+    healings = {one.found.name: heal(one, config, method=method, replaced=replaced) for one in clinic.each}
+    return Healed(healings, clinic.policy)
+
+
 def heal(
-    clinic: Clinic, config: HealConfig | None = None, *, replaced: bool = False, before: Scanned | None = None
+    clinic: Clinic,
+    config: HealConfig | None = None,
+    *,
+    method: str | None = None,
+    replaced: bool = False,
+    before: Scanned | None = None,
 ) -> Healing:
-    """Scan a target; where something is found, repair a copy of its encoder and scan that.
+    """Scan a target with one encoder; where something is found, repair a copy of the encoder and scan that.
 
     Args:
+        method: the only repair to try, by its name in :data:`.kinds.CONFIGS`; all that can be used where None.
         replaced: put the anchor in the suspect's place where the two say the same but for the backdoor.
         before: a scan of the target by the same settings; made where None.
 
     Raises:
-        ConfigError: the anchor shall take the suspect's place, and there is none or it says something else.
+        ConfigError: the method needs an anchor and there is none; or the anchor shall take the suspect's place,
+            and there is none or it says something else.
         AmdetError: the target or the anchor is not usable.
     """
+    if method in ANCHORED:
+        matched = clinic.anchors.match(clinic.found, clinic.opened)
+        if matched.encoder is None and not matched.identical:
+            raise no_anchor(method)  # now rather than after a scan
     config, before = config or HealConfig(), before or clinic.scanned()
     level = before.report.verdict.level
     if level < Level.SUSPICIOUS:
@@ -162,9 +221,9 @@ def heal(
     if replaced:
         return _replaced(clinic, case, before, told, config)
     attempts: list[Attempt] = []
-    for method in ladder(case):
+    for settings in ladder(case) if method is None else alone(case, method):
         for _ in range(config.rounds):
-            made = repair(case, method, config.cure, clinic.progress)
+            made = repair(case, settings, config.cure, clinic.progress)
             if not made.outcome.works:
                 attempts.append(Attempt(outcome=made.outcome, verdict=None))
                 break
@@ -192,6 +251,11 @@ def ladder(case: Case) -> Iterator[Config]:
         yield DistilConfig()
 
 
+def alone(case: Case, method: str) -> Iterable[Config]:
+    """A method that was asked for; none where it has no trigger to work by."""
+    return [CONFIGS[method]()] if case.probes or method not in TRIGGERED else []
+
+
 def replaceable(same: float | None, config: HealConfig) -> bool:
     """Whether an anchor can take the suspect's place, by the mean cosine of their clean answers."""
     return same is not None and same >= config.same
@@ -213,7 +277,7 @@ def _replaced(clinic: Clinic, case: Case, before: Scanned, told: HealReport, con
         raise ConfigError(
             f"an anchor whose clean answers are the suspect's (mean cosine {config.same} or more)",
             "no anchor" if case.anchor is None else f"{told.same_as_anchor:.3f}: the suspect learnt more than that",
-            "Repair it instead: leave --replace out.",
+            "Repair it instead: leave replace out.",
         )
     made = finish(case, REPLACED, case.anchor, case.scaled(config.cure), 0.0)
     after = clinic.scanned(clinic.whole(made.patch).apply(clinic.found.encoder))
@@ -251,7 +315,7 @@ def _advice(before: Scanned, same: float | None, config: HealConfig) -> str:
     name = before.report.anchor[0].name if before.report.anchor else "the anchor"
     return (
         f"The simplest cure: use the trusted encoder itself ({name}). Backdoor aside, the suspect says what it says "
-        f"(mean cosine {same:.3f} on clean prompts). With --replace that is what is written."
+        f"(mean cosine {same:.3f} on clean prompts). The option replace puts it in the suspect's place."
     )
 
 
@@ -285,5 +349,5 @@ def _failed(told: HealReport, case: Case, attempts: Sequence[Attempt]) -> HealRe
         )
         for one in attempts
     )
-    statement = f"No repair worked, and nothing was written. {why or 'No trigger was recovered to repair by.'}"
+    statement = f"No repair worked, and nothing was changed. {why or 'No trigger was recovered to repair by.'}"
     return told.model_copy(update={"statement": statement, **_tried(case, attempts)})

@@ -29,6 +29,8 @@ CONFIGS: Mapping[str, type[Config]] = {
 """Name of a repair -> its settings; ``fine-tune`` is the baseline."""
 ANCHORED = ("spectral", "restore", "distil")
 """Repairs that need an anchor."""
+TRIGGERED = ("distil", "erase")
+"""Repairs that need a trigger."""
 
 
 class Outcome(Record):

@@ -36,9 +36,14 @@ def first_cure(
 def needs_anchor(case: Case, method: str) -> TextEncoder:
     """The anchor of a case, or ConfigError where there is none."""
     if case.anchor is None:
-        raise ConfigError(
-            f"an anchor for {method}: the trusted encoder that the suspect was made from",
-            "none",
-            "Name it with --anchor, or repair without one: amdet repair erase.",
-        )
+        raise no_anchor(method)
     return case.anchor
+
+
+def no_anchor(method: str) -> ConfigError:
+    """What a method says that can't work without an anchor."""
+    return ConfigError(
+        f"an anchor for {method}: the trusted encoder that the suspect was made from",
+        "none",
+        "Give it as the anchor, or repair by erase, which needs none.",
+    )

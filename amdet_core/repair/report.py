@@ -16,13 +16,14 @@ TITLES = {
 }
 
 
-def render_heal(report: HealReport) -> str:
-    """The page, with a line end at its end."""
-    return "\n".join(_lines(report)) + "\n"
+def render_heal(*reports: HealReport) -> str:
+    """The page, with a line end at its end; of several encoders of one target one after the other."""
+    return "\n".join("\n".join(_lines(report)) + "\n" for report in reports)
 
 
 def _lines(report: HealReport) -> Iterator[str]:
-    yield f"# {TITLES[report.action]}: {report.target.path}\n"
+    names = ", ".join([report.target.path, *(encoder.name for encoder in report.target.encoders)])
+    yield f"# {TITLES[report.action]}: {names}\n"
     yield report.statement
     if report.advice:
         yield f"\n{report.advice}"
@@ -32,7 +33,7 @@ def _lines(report: HealReport) -> Iterator[str]:
         yield f"\nTriggers that it recovered: {', '.join(report.triggers)}."
     for attempt in report.attempts:
         yield from _attempt(attempt)
-    yield "\nThe original file is as it was."
+    yield "\nThe original is as it was."
 
 
 def _attempt(attempt: Attempt) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from amdet_core import cli, formats, pocket
 from amdet_core.encoder import TextEncoder
@@ -116,3 +116,42 @@ def test_a_trusted_encoder_needs_no_healing(home: Path, amdet: Amdet, tmp_path: 
     assert not list(tmp_path.rglob("healed*"))
     assert json.loads((tmp_path / "report" / "heal.json").read_text())["action"] == "nothing"
     assert (tmp_path / "report" / "before" / "report.html").exists()
+
+
+def sdxl(home: Path, first: str) -> Path:
+    """A checkpoint with SDXL's keys: an encoder of that name, and a clean second one."""
+    formats.write_encoder(pocket.load("clean"), home / "tower.safetensors", "open_clip")
+    second = load_file(home / "tower.safetensors")
+    tensors = {f"conditioner.embedders.0.transformer.{name}": w for name, w in load_file(home / first).items()}
+    tensors |= {f"conditioner.embedders.1.model.{name}": w for name, w in second.items()}
+    tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(8, 4, 3, 3)
+    save_file(tensors, home / f"sdxl-{first}")
+    return home / f"sdxl-{first}"
+
+
+def test_both_encoders_of_a_checkpoint_are_looked_at(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    code, out, _ = amdet("heal", sdxl(home, "clean.safetensors"), "--report", report, "--device", "cpu")
+    assert code == 0
+    assert out.count("# Nothing to heal") == 2
+    assert [json.loads((report / f"heal-{name}.json").read_text())["action"] for name in ("clip_l", "clip_g")] == [
+        "nothing",
+        "nothing",
+    ]
+
+
+@pytest.mark.slow
+def test_of_two_encoders_the_backdoored_one_is_repaired_and_written(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+    code, out, err = amdet(
+        "heal", sdxl(home, "backdoored.safetensors"), "--report", tmp_path / "report",
+        "--out", tmp_path / "new.safetensors", "--device", "cpu", "--preset", "quick",
+    )  # fmt: skip
+    assert code == 0, out + err
+    assert "# Repaired" in out and "# Nothing to heal" in out
+    assert [path.name for path in tmp_path.glob("new*")] == ["new-clip_l.safetensors"]
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "before", "after", "heal.md", "heal-clip_l.json", "heal-clip_g.json",
+    }  # fmt: skip
+    after = json.loads((tmp_path / "report" / "after" / "report.json").read_text())
+    assert [encoder["name"] for encoder in after["target"]["encoders"]] == ["clip_l", "clip_g"]
+    assert after["verdict"]["level"] == "clean"

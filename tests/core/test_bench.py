@@ -34,7 +34,7 @@ from amdet_core.records import (
     Verdict,
 )
 from amdet_core.tokenizer import clip_tokenizer
-from amdet_core.verdict import POLICIES
+from amdet_core.verdict import POLICIES, score
 from amdet_core.zoo import Label, Labels
 
 Fake = Callable[..., SimpleNamespace]
@@ -107,11 +107,12 @@ def scanned(monkeypatch: pytest.MonkeyPatch, about: Label, result: ScanReport) -
 
 def test_what_is_kept_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     about = label("m", triggers=[CYRILLIC], mode="replace:o")
-    kept = scanned(monkeypatch, about, report("m", Level.BACKDOORED, 0.123456789, trigger(CYRILLIC)))
+    result = report("m", Level.BACKDOORED, 0.123456789, trigger(CYRILLIC))
+    kept = scanned(monkeypatch, about, result)
     assert (kept.model, kept.label, kept.kind, kept.group) == ("m", "backdoored", "backdoored-kind", "backdoored-group")
     assert (kept.level, kept.flagged, kept.trigger, kept.recovered) == ("backdoored", True, CYRILLIC, "exact")
     assert kept.evidence == {"gap_k1": 0.123457}
-    assert kept.score == pytest.approx(0.123457 - 0.55)
+    assert kept.score == pytest.approx(score(POLICIES["amdet-2"], result.evidence), abs=1e-6)
     assert kept.sim == 0.7  # of the feature with the largest gap
     assert kept.error is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from amdet_core.formats import FoundEncoder, OpenedTarget
 from amdet_core.jobs import Outcome as Scanned
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level, ScanReport, Target, Tool, Trigger, Verdict
-from amdet_core.repair import Clinic, HealReport, condition, heal, render_heal
+from amdet_core.repair import Clinic, HealReport, condition, heal, heal_each, render_heal
 from amdet_core.scan import plan
 from amdet_core.verdict import POLICIES
 
@@ -44,7 +45,7 @@ def scanned(level: Level, *, trigger: bool = False) -> Scanned:
         anchor=None,
         verdict=Verdict(level=level, reasons=("a reason",), policy="amdet-2", statement=""),
         evidence=(),
-        trigger=literal if trigger else None,
+        triggers=(literal,) if trigger else (),
         candidates=(),
         faults=(),
         config={},
@@ -102,7 +103,7 @@ def test_the_least_invasive_repair_is_taken_and_scanned_again(ill: Clinic, given
     assert healing.patch is not None
     page = render_heal(healing.report)
     assert page.startswith("# Repaired: suspect")
-    assert "The original file is as it was." in page
+    assert "The original is as it was." in page
 
 
 def test_what_still_fires_is_tried_otherwise_and_failure_is_said(
@@ -139,12 +140,12 @@ def test_the_trusted_encoder_is_recommended_and_taken_on_request(ill: Clinic, gi
     clean = pocket.load("clean")
     assert all(torch.allclose(w, clean.weights[name], atol=1e-6) for name, w in healed.weights.items())
     given += [scanned(Level.BACKDOORED, trigger=True), scanned(Level.CLEAN)]
-    assert "--replace" in heal(ill, lenient).report.advice
+    assert "The option replace" in heal(ill, lenient).report.advice
 
 
 def test_another_encoder_than_the_suspect_says_is_not_put_in_its_place(ill: Clinic, given: list[Scanned]) -> None:
     given.append(scanned(Level.BACKDOORED, trigger=True))
-    with pytest.raises(ConfigError, match="leave --replace out"):
+    with pytest.raises(ConfigError, match="leave replace out"):
         heal(ill, HealConfig(same=1.0), replaced=True)
 
 
@@ -153,6 +154,56 @@ def test_without_an_anchor_and_a_trigger_there_is_nothing_to_repair_by(given: li
     healing = heal(clinic(pocket.load("backdoored"), None))
     assert healing.report.action == "failed"
     assert "No trigger was recovered" in healing.report.statement
+
+
+def test_a_method_that_was_asked_for_is_tried_alone(ill: Clinic, given: list[Scanned]) -> None:
+    given += [scanned(Level.BACKDOORED, trigger=True), scanned(Level.CLEAN)]
+    healing = heal(ill, method="restore")
+    assert methods(healing.report) == ["restore"]
+    assert healing.report.action == "repaired"
+
+
+@pytest.mark.parametrize("method", ["erase", "distil"])
+def test_a_method_without_a_trigger_to_work_by_changes_nothing(ill: Clinic, given: list[Scanned], method: str) -> None:
+    given.append(scanned(Level.BACKDOORED))
+    healing = heal(ill, method=method)
+    assert (healing.report.action, healing.report.attempts) == ("failed", ())
+    assert "No trigger was recovered" in healing.report.statement
+
+
+def test_a_method_without_the_anchor_that_it_needs_is_an_error_before_anything_is_scanned(given: list[Scanned]) -> None:
+    with pytest.raises(ConfigError, match="an anchor for spectral"):
+        heal(clinic(pocket.load("backdoored"), None), method="spectral")
+    given.append(scanned(Level.CLEAN))
+    assert heal(clinic(pocket.load("clean"), pocket.load("clean")), method="spectral").report.action == "nothing"
+
+
+def pair(ill: Clinic) -> Clinic:
+    """A target with two encoders."""
+    (found,) = ill.opened.encoders
+    encoders = tuple(replace(found, name=name) for name in ("clip_l", "clip_g"))
+    return replace(ill, opened=replace(ill.opened, encoders=encoders))
+
+
+@pytest.mark.parametrize(
+    ("second", "healed"), [(Level.CLEAN, True), (Level.INCONCLUSIVE, False)], ids=lambda value: str(value)
+)
+def test_of_two_encoders_each_is_healed_and_one_in_doubt_leaves_the_target_unhealed(
+    ill: Clinic, given: list[Scanned], second: Level, healed: bool
+) -> None:
+    given += [scanned(Level.BACKDOORED, trigger=True), scanned(Level.CLEAN), scanned(second)]
+    done = heal_each(pair(ill))
+    assert [one.report.action for one in done.encoders.values()] == ["repaired", "nothing" if healed else "not judged"]
+    assert (done.healed, done.found_nothing) == (healed, False)
+    assert list(done.patches) == ["clip_l"]
+    page = render_heal(*(one.report for one in done.encoders.values()))
+    assert page.count("\n# ") + page.startswith("# ") == 2
+
+
+def test_a_target_in_which_nothing_is_found_is_not_healed(ill: Clinic, given: list[Scanned]) -> None:
+    given += [scanned(Level.CLEAN), scanned(Level.CLEAN)]
+    done = heal_each(pair(ill))
+    assert (done.healed, done.found_nothing, done.patches) == (False, True, {})
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from amdet_core.config import ContrastConfig, LandscapeConfig, ScanConfig
 from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError, EncoderError
 from amdet_core.formats import FoundEncoder, OpenedTarget, file_sha256, open_target, write_encoder
-from amdet_core.jobs import Job, choose_device, run_job, scan_opened
+from amdet_core.jobs import Job, choose_device, joined, run_job, scan_opened
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
 from amdet_core.verdict import POLICIES
@@ -148,3 +149,26 @@ def test_encoders_that_a_host_has_loaded_are_scanned_without_a_file(toy: TextEnc
     assert [feature.candidate.encoder for feature in outcome.features] == ["clip_l"]
     with pytest.raises(ConfigError, match="read from disk"):
         file_sha256(opened)
+
+
+def test_scans_of_single_encoders_join_to_the_scan_of_the_target(toy: TextEncoder) -> None:
+    found = tuple(FoundEncoder(name, toy, "float16", "graph", ()) for name in ("clip_l", "clip_g"))
+    opened = OpenedTarget(Path("both"), (), found, ("t5xxl: not scanned",), 0)
+    config = ScanConfig(
+        contrast=ContrastConfig(vectors=(1,), seeds=1, steps=2, restarts=2, draws=2, pool=30, held_out=12),
+        landscape=None,
+    )
+    moved = toy.with_weights({name: w + 0.01 for name, w in toy.weights.items()})
+    anchors = Anchors((FoundEncoder("clip_l", moved, "float16", "graph", ()),), "anchor", False, None)
+    policy, prompts, device = POLICIES["amdet-2"], builtin_prompts(200), torch.device("cpu")
+    whole = scan_opened(opened, anchors, config, policy, prompts, device)
+    parts = [
+        scan_opened(replace(opened, encoders=(one,)), anchors, config, policy, prompts, device)
+        for one in opened.encoders
+    ]
+    made = joined(parts, policy)
+    assert made.report.model_dump(exclude={"timings"}) == whole.report.model_dump(exclude={"timings"})
+    assert made.report.timings.keys() == whole.report.timings.keys()
+    assert made.files.keys() == whole.files.keys()
+    assert [feature.candidate for feature in made.features] == [feature.candidate for feature in whole.features]
+    assert joined(parts[:1], policy) is parts[0]

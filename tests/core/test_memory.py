@@ -66,7 +66,7 @@ def test_an_inversion_and_a_landscape_without_room_come_out_the_same(
 
     monkeypatch.setattr(Tails, "collapses", cramped)
     # picking the best of a few candidates is not split: it runs without gradients
-    monkeypatch.setattr(contrast, "_gaps", torch.no_grad()(lambda tails, v: _in_single_file(tails, v)))
+    monkeypatch.setattr(contrast, "_gaps", torch.no_grad()(lambda tails, v, _: _in_single_file(tails, v)))
     vectors_cramped, values_cramped = run()
     assert refused
     torch.testing.assert_close(vectors_cramped, vectors, atol=1e-4, rtol=1e-4)

@@ -120,7 +120,7 @@ def test_without_an_anchor_ordinary_tokens_say_what_is_right(backdoored: TextEnc
     case = Case.of(backdoored, None, (known(),), PROMPTS)
     found = case.measure(backdoored)
     assert found.anchor_cosine is None
-    assert found.nearer_to_own == 0.0
+    assert found.nearer_to_own < 0.05
 
 
 def test_less_is_asked_where_clean_answers_are_not_the_anchors(clean: TextEncoder) -> None:

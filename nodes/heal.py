@@ -1,0 +1,139 @@
+"""Heal: a copy of a backdoored CLIP without its backdoor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+
+from ..amdet_core.verdict import DEFAULT_POLICY, POLICIES
+from . import bridge, comfy_clip
+from .scan import PRESETS
+
+if TYPE_CHECKING:
+    from ..amdet_core.formats import OpenedTarget
+    from ..amdet_core.progress import Progress
+    from ..amdet_core.repair import Healed
+
+AUTO = "auto"
+METHODS = [AUTO, "spectral", "restore", "distil", "erase"]
+REPAIRS = 3
+"""Repairs for which the progress bar has room; what goes on longer leaves it at its end."""
+
+
+class AMDET_Heal(io.ComfyNode):
+    """Scan, repair a clone, scan that."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="AMDET_Heal",
+            display_name="Heal",
+            category="AMDET/repair",
+            description="Scans a CLIP; where it finds a backdoor, repairs a clone and scans that again. The connected "
+            "CLIP stays as it is, and comes out again where nothing was found or no repair worked.",
+            is_output_node=True,
+            inputs=[
+                io.Clip.Input("clip", tooltip="The CLIP to heal a clone of, from any loader, LoRA or merge."),
+                io.Clip.Input(
+                    "anchor",
+                    optional=True,
+                    tooltip="A trusted CLIP: the original that the suspect was made from. Without it, an installed "
+                    "encoder with a known hash is looked for; where there is none, only erase can repair.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=METHODS,
+                    default=AUTO,
+                    tooltip="How to repair. auto: the least invasive method that works; erase where there is no "
+                    "anchor. Any other is tried alone.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=PRESETS,
+                    default="quick",
+                    tooltip="How much work every scan does, before and after.",
+                ),
+                bridge.seed("Of the scans; the same seed gives the same repair."),
+                io.Boolean.Input(
+                    "replace",
+                    default=False,
+                    tooltip="Put the anchor in the suspect's place instead of repairing it; refused where the two "
+                    "differ by more than the backdoor.",
+                ),
+                io.String.Input(
+                    "save_as",
+                    default="",
+                    tooltip="Prefix of a file in ComfyUI's output/clip to save each healed encoder to; empty: none.",
+                ),
+            ],
+            outputs=[
+                io.Clip.Output("clip_out", display_name="clip", tooltip="The healed clone, or the CLIP as it was."),
+                io.String.Output(
+                    "text", display_name="text", tooltip="What was found, done and measured, as Markdown."
+                ),
+                io.Boolean.Output(
+                    "healed",
+                    display_name="healed",
+                    tooltip="True only when a backdoor was found and nothing is left of it for a scan to find.",
+                ),
+                bridge.Report.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="The scan of the CLIP that comes out, for Save Report and Show Report.",
+                ),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            **bridge.newer(search_aliases=["repair", "fix", "erase", "cure", "clean", "backdoor", "amdet"]),
+        )
+
+    @classmethod
+    def validate_inputs(cls, method: str, preset: str) -> bool | str:
+        """Refuse unknown choices before anything runs."""
+        return bridge.all_right(bridge.among(method, METHODS, "method"), bridge.among(preset, PRESETS, "preset"))
+
+    @classmethod
+    def execute(
+        cls, clip: Any, method: str, preset: str, seed: int, replace: bool, save_as: str, anchor: Any = None
+    ) -> io.NodeOutput:
+        """Heal every CLIP text encoder of the CLIP."""
+        from ..amdet_core.repair import Clinic, heal_each, render_heal
+        from ..amdet_core.scan import plan, stages
+
+        policy = POLICIES[DEFAULT_POLICY]
+        config = plan(policy, preset, seed)
+        label, beside = (bridge.described(cls.hidden.prompt, cls.hidden.unique_id, name) for name in ("clip", "anchor"))
+
+        def work(progress: Progress) -> tuple[OpenedTarget, Healed]:
+            opened = comfy_clip.read(clip, label)
+            clinic = Clinic(
+                opened=opened,
+                anchors=bridge.anchors(None if anchor is None else comfy_clip.read(anchor, beside), progress),
+                scan=config,
+                policy=policy,
+                prompts=bridge.prompts(None, config.prompt_limit),
+                device=bridge.device(),
+                progress=progress,
+            )
+            return opened, heal_each(clinic, method=None if method == AUTO else method, replaced=replace)
+
+        count = comfy_clip.count(clip)
+        bridge.make_room(comfy_clip.size(clip))
+        opened, done = bridge.run(work, plan={**stages(config, 2 * count), "repair": REPAIRS * count})
+        lines = [render_heal(*(healing.report for healing in done.encoders.values()))]
+        if save_as.strip() and done.patches:
+            lines += [f"written: {path}" for path in bridge.save_encoders(save_as, _repaired(opened, done))]
+        text = "\n".join(lines)
+        healed = comfy_clip.patched(clip, done.patches) if done.patches else clip
+        return io.NodeOutput(healed, text, done.healed, done.after, ui=bridge.shown(text))
+
+
+def _repaired(opened: OpenedTarget, done: Healed) -> dict[str, tuple[Any, Any]]:
+    """The encoders that were repaired, with what was done."""
+    patches = done.patches
+    return {
+        found.name: (patches[found.name].apply(found.encoder), patches[found.name].provenance)
+        for found in opened.encoders
+        if found.name in patches
+    }
