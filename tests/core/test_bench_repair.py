@@ -37,7 +37,7 @@ def scanned(level: Level, *, trigger: bool = False) -> Scanned:
         anchor=None,
         verdict=Verdict(level=level, reasons=(), policy="amdet-2", statement=""),
         evidence=(),
-        trigger=literal if trigger else None,
+        triggers=(literal,) if trigger else (),
         candidates=(),
         faults=(),
         config={},

@@ -44,6 +44,10 @@ BOUNDS = Policy(
 )
 
 
+BY_BOUNDS = {name: policy.model_copy(update={"calibrations": ()}) for name, policy in POLICIES.items()}
+"""What the built-in policies say without what was learnt of honest encoders."""
+
+
 def evidence(encoder: str = "clip_l", **values: float | None) -> list[Evidence]:
     return [
         Evidence(name=name, value=value, direction="higher", n=64, encoder=encoder) for name, value in values.items()
@@ -60,7 +64,7 @@ def past(condition: Condition, holds: bool) -> float:
     return condition.bound + (1e-3 if up == holds else -1e-3)
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("policy", BY_BOUNDS.values(), ids=BY_BOUNDS)
 def test_every_finding_can_be_reached_and_every_bound_matters(policy: Policy) -> None:
     quiet = {c.evidence: past(c, False) for finding in policy.findings for c in finding.when}
     quiet = {
@@ -166,7 +170,7 @@ def test_the_landscape_speaks_as_the_paper_does() -> None:
     assert landscape_verdict(float("nan")).startswith("could not tell")
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("policy", BY_BOUNDS.values(), ids=BY_BOUNDS)
 def test_the_score_is_positive_exactly_when_a_finding_of_the_gravest_level_holds(policy: Policy) -> None:
     for finding in policy.findings:
         if finding.level != Level.BACKDOORED:
