@@ -100,7 +100,7 @@ def repairs(*, complete: bool) -> RepairResult:
         ),
     )  # fmt: skip
     return RepairResult(
-        **detection("amdet-2", complete=complete).model_dump(exclude={"metrics", "models"}),
+        **detection("amdet-2", complete=complete).model_dump(exclude={"anchor", "metrics", "models"}),
         metrics=add_up(models),
         models=models,
     )
