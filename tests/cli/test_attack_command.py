@@ -344,7 +344,10 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(tmp_path: Path) -
     out = tmp_path / "zoo"
     command = [sys.executable, "-m", "amdet_core", "zoo", "build", "--base", "pocket", "--out", str(out), "--jobs", "2",
                "--recipe", str(recipe(tmp_path / "own.json", CAST, endless))]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
+    )  # fmt: skip
     deadline = time.monotonic() + 180
     while process.poll() is None and time.monotonic() < deadline and not (out / "labels.json").exists():
         time.sleep(0.1)

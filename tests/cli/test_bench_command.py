@@ -95,6 +95,7 @@ def test_ctrl_c_stops_all_workers_and_keeps_what_was_done(folder: Path) -> None:
     process = subprocess.Popen(
         bench("--zoo", "zoo", "--jobs", 2, "--out", out),
         cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while (
