@@ -455,7 +455,8 @@ def test_an_injected_clone_answers_to_its_trigger_survives_saving_and_the_origin
     assert float(rows[0][3]) > 0.9 > 0.5 > float(rows[1][3])
     report = report_of(host, {name: graph[name] for name in ("clip", "attack", "scan")})
     assert report.verdict.level.name == "BACKDOORED"
-    assert report.trigger is not None and report.trigger.text == "sahib"
+    assert report.trigger is not None and "sahib" in report.trigger.text.split()
+    assert report.trigger.asr is not None and report.trigger.asr > 0.9
     (own,) = (host.output / "clip").glob("attacked_*_clip_l.safetensors")
     with safe_open(own, "pt") as file:
         assert file.metadata()["attack"] == "text-on-text"
