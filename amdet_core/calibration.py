@@ -92,3 +92,7 @@ class Calibration(Record):
     def p_value(self, score: float) -> float:
         """How often an honest encoder scores at least as high."""
         return (len(self.null) - bisect_left(self.null, score) + 1) / (len(self.null) + 1)
+
+    def flags(self, score: float) -> bool:
+        """Whether honest encoders score as high no oftener than is accepted."""
+        return self.p_value(score) <= self.kept_rate

@@ -246,8 +246,8 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
         judged = _Judged(level, reasons)
     else:
         calibration, terms = known
-        p_value = calibration.p_value(calibration.score(terms))
-        flagged = p_value <= calibration.kept_rate
+        reached = calibration.score(terms)
+        p_value, flagged = calibration.p_value(reached), calibration.flags(reached)
         level = max(level, Level.SUSPICIOUS) if flagged else level
         reasons = [*(reasons if level > Level.CLEAN else ()), _compared(calibration, terms, p_value)]
         judged = _Judged(level, reasons, p_value, calibration.stated_rate)

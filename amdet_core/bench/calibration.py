@@ -37,24 +37,24 @@ def calibrate(
         ConfigError: fewer than :data:`FEWEST` honest models have all the evidence.
     """
     honest = [row for row in rows if row.label == "benign"]
-    known = [values for row in honest if (values := _values(row, terms)) is not None]
+    blank = Calibration(family=family, terms=tuple(terms), rate=rate)
+    measured = [blank.values(row.evidence.get) for row in honest]
+    known = [list(values.values()) for values in measured if values is not None]
     if len(known) < FEWEST:
         raise ConfigError(
             f"at least {FEWEST} honest models with {', '.join(term.name for term in terms)}",
             f"{len(known)} of {len(honest)}",
             "Scan a larger zoo, with the policy that measures these.",
         )
-    null = [_beyond(_reached(terms, known[:i] + known[i + 1 :]), values) for i, values in enumerate(known)]
-    calibration = Calibration(
-        family=family,
-        terms=_reached(terms, known),
-        null=tuple(sorted(round(score, DIGITS) for score in null)),
-        rate=rate,
-    )
-    others = [row for row in rows if row.label == "backdoored"]
-    caught = sum(_crosses(row, findings) or _flagged(calibration, row) for row in others)
+    null: list[float] = []
+    for i, own in enumerate(known):
+        others = _reached(terms, known[:i] + known[i + 1 :])
+        null.append(round(blank.score(dict(zip(others, own, strict=True))), DIGITS))
+    calibration = blank.model_copy(update={"terms": _reached(terms, known), "null": tuple(sorted(null))})
+    backdoored = [row for row in rows if row.label == "backdoored"]
+    caught = sum(_crosses(row, findings) or _flagged(calibration, row) for row in backdoored)
     alarms = sum(_crosses(row, findings) for row in honest)
-    return calibration.model_copy(update={"alarms": alarms, "caught": caught, "n_backdoored": len(others)})
+    return calibration.model_copy(update={"alarms": alarms, "caught": caught, "n_backdoored": len(backdoored)})
 
 
 def _crosses(row: ModelResult, findings: Sequence[Finding]) -> bool:
@@ -65,13 +65,7 @@ def _crosses(row: ModelResult, findings: Sequence[Finding]) -> bool:
 def _flagged(calibration: Calibration, row: ModelResult) -> bool:
     """Whether a model goes further than honest ones."""
     values = calibration.values(row.evidence.get)
-    return values is not None and calibration.p_value(calibration.score(values)) <= calibration.kept_rate
-
-
-def _values(row: ModelResult, terms: Sequence[Term]) -> list[float] | None:
-    found = [term.value(row.evidence.get) for term in terms]
-    known = [value for value in found if value is not None]
-    return known if len(known) == len(found) else None
+    return values is not None and calibration.flags(calibration.score(values))
 
 
 def _reached(terms: Sequence[Term], honest: Sequence[Sequence[float]]) -> tuple[Term, ...]:
@@ -80,7 +74,3 @@ def _reached(terms: Sequence[Term], honest: Sequence[Sequence[float]]) -> tuple[
     return tuple(
         term.model_copy(update={"honest": round(value, DIGITS)}) for term, value in zip(terms, largest, strict=True)
     )
-
-
-def _beyond(terms: Sequence[Term], values: Sequence[float]) -> float:
-    return max(term.beyond(value) for term, value in zip(terms, values, strict=True))
