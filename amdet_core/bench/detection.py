@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -17,10 +16,9 @@ from ..scan import plan
 from ..verdict import DEFAULT_POLICY, load_policy
 from ..zoo.labels import Label, Labels
 from .metrics import measure
-from .models import machine, run_models, zoo_info
-from .results import Against, Detection, Seeds, read_detection
+from .models import begun, run_models
+from .results import Against, Detection, read_detection
 from .scans import scan_model
-from .source import commit
 
 RELATIVES = ("fine-tune", "merge", "average")
 """Kinds of honest models that stand in for a base which nobody has any more."""
@@ -108,15 +106,9 @@ def _empty(benchmark: Benchmark, labels: Labels, command: str) -> Detection:
     settings = policy.model_dump_json() + plan(policy, benchmark.preset, benchmark.seed).model_dump_json()
     return Detection(
         command=command,
-        commit=commit(),
-        machine=machine(benchmark.device, benchmark.jobs),
-        zoo=zoo_info(labels),
+        **begun(labels, benchmark.device, benchmark.jobs, benchmark.seed, settings),
         policy=policy.name,
         anchor=benchmark.anchor,
         preset=benchmark.preset,
-        seeds=Seeds(zoo=labels.seed, scan=benchmark.seed),
-        settings_sha256=hashlib.sha256(settings.encode()).hexdigest(),
-        complete=False,
         metrics=measure(()),
-        models=(),
     )

@@ -17,18 +17,15 @@ from .. import formats
 from ..anchors import Anchors
 from ..attacks import Placement
 from ..config import Config, GuardConfig
-from ..errors import AmdetError
 from ..guard import Alarm, Guard, alarms_of
 from ..jobs import choose_device, guards
 from ..progress import Progress, silent
 from ..prompts import PromptSet, generated_prompts, misspelt, read_prompts, unlike_prompts
 from ..records import Measured, Record
-from ..storage import record_json
 from ..tokenizer import clip_tokenizer
 from ..zoo.labels import Label, Labels
-from .models import machine, run_models, zoo_info
-from .results import Result, Row, Seeds, Share, read_result
-from .source import commit
+from .models import begun, run_models, timed
+from .results import Result, Row, Share, read_result
 from .triggers import is_text, spellings
 
 OWN = 50_000
@@ -132,15 +129,9 @@ def run_guard(benchmark: GuardBenchmark, out: Path, *, command: str = "", progre
     texts = "\n".join([*(p for prompts in benchmark.styles().values() for p in prompts), *benchmark.carriers()])
     empty = GuardResult(
         command=command,
-        commit=commit(),
-        machine=machine(benchmark.device, benchmark.jobs),
-        zoo=zoo_info(labels),
-        seeds=Seeds(zoo=labels.seed, scan=benchmark.seed),
-        settings_sha256=hashlib.sha256(settings.encode()).hexdigest(),
+        **begun(labels, benchmark.device, benchmark.jobs, benchmark.seed, settings),
         prompts_sha256=hashlib.sha256(texts.encode()).hexdigest(),
-        complete=False,
         metrics=add_up(()),
-        models=(),
     )
     return run_models(
         benchmark.zoo,
@@ -161,16 +152,8 @@ def run_guard(benchmark: GuardBenchmark, out: Path, *, command: str = "", progre
 def guard_model(task: tuple[Label, GuardBenchmark, str]) -> GuardedModel:
     """Guard one model against the base; an error that is raised on purpose becomes part of the result."""
     label, benchmark, base = task
-    started = time.perf_counter()
-    about = label.model_dump(include={"model", "label", "kind", "group", "fingerprint"})
-    row = GuardedModel(**about, seconds=0.0)
-    try:
-        row = row.model_copy(update=_measured(label, benchmark, base))
-    except AmdetError as error:
-        row = row.model_copy(update={"error": str(error)})
-    row = row.model_copy(update={"seconds": time.perf_counter() - started})
-    # Rounded as it will be in the file, so that a run that was resumed gives the same metrics.
-    return GuardedModel.model_validate_json(record_json(row))
+    row = GuardedModel(**label.model_dump(include={"model", "label", "kind", "group", "fingerprint"}), seconds=0.0)
+    return timed(row, lambda: _measured(label, benchmark, base))
 
 
 def _measured(label: Label, benchmark: GuardBenchmark, base: str) -> dict[str, object]:

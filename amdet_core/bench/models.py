@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from operator import attrgetter
@@ -11,15 +13,17 @@ from typing import Any, TypeVar
 import torch
 
 from .. import formats, trust
-from ..errors import ConfigError
+from ..errors import AmdetError, ConfigError
 from ..jobs import choose_device
 from ..progress import Progress
 from ..storage import check_writable, record_json, write_atomic
 from ..workers import side_by_side, threads
 from ..zoo.labels import Label, Labels
-from .results import Machine, Result, Row, ZooInfo
+from .results import Machine, Result, Row, Seeds, ZooInfo
+from .source import commit
 
 R = TypeVar("R", bound=Result)
+Model = TypeVar("Model", bound=Row)
 Task = TypeVar("Task")
 SAME = {
     "zoo": "zoo.name",
@@ -87,6 +91,36 @@ def run_models(
             keep(complete=False)
             progress("models", len(done), total, {})
     return keep(complete=True)
+
+
+def begun(labels: Labels, device: str, jobs: int, seed: int, settings: str) -> dict[str, Any]:
+    """The fields that a result of any benchmark has before anything was done.
+
+    Args:
+        seed: of the benchmark's own random choices.
+        settings: everything that decides the results; it is hashed.
+    """
+    return {
+        "commit": commit(),
+        "machine": machine(device, jobs),
+        "zoo": zoo_info(labels),
+        "seeds": Seeds(zoo=labels.seed, scan=seed),
+        "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+        "complete": False,
+        "models": (),
+    }
+
+
+def timed(row: Model, work: Callable[[], Mapping[str, object]]) -> Model:
+    """A model's row with the fields that ``work`` fills, its time, and an error that was raised on purpose."""
+    started = time.perf_counter()
+    try:
+        row = row.model_copy(update=dict(work()))
+    except AmdetError as error:
+        row = row.model_copy(update={"error": str(error)})
+    row = row.model_copy(update={"seconds": time.perf_counter() - started})
+    # Rounded as it will be in the file, so that a run that was resumed gives the same metrics.
+    return type(row).model_validate_json(record_json(row))
 
 
 def machine(device: str, jobs: int) -> Machine:

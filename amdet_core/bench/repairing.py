@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,12 +24,10 @@ from ..prompts import builtin_prompts
 from ..records import Measured, Record
 from ..repair import CONFIGS, Case, Clinic, Probe, heal, repair, triggers
 from ..scan import plan
-from ..storage import record_json
 from ..verdict import load_policy
 from ..zoo.labels import Label, Labels
-from .models import machine, run_models, zoo_info
-from .results import Result, Row, Seeds, Share, read_result
-from .source import commit
+from .models import begun, run_models, timed
+from .results import Result, Row, Share, read_result
 
 HEAL, ALONE = "heal", "erase"
 """The loop, and the method that is given neither an anchor nor a scan with one."""
@@ -154,16 +151,10 @@ def run_repair(
     settings = "".join(one.model_dump_json() for one in configs)
     empty = RepairResult(
         command=command,
-        commit=commit(),
-        machine=machine(benchmark.device, benchmark.jobs),
-        zoo=zoo_info(labels),
+        **begun(labels, benchmark.device, benchmark.jobs, benchmark.seed, settings),
         policy=policy.name,
         preset=benchmark.preset,
-        seeds=Seeds(zoo=labels.seed, scan=benchmark.seed),
-        settings_sha256=hashlib.sha256(settings.encode()).hexdigest(),
-        complete=False,
         metrics=add_up(()),
-        models=(),
     )
     return run_models(
         benchmark.zoo,
@@ -184,15 +175,8 @@ def run_repair(
 def repair_model(task: tuple[Label, RepairBenchmark, str]) -> RepairedModel:
     """Heal one model, and repair a backdoored one by every method; errors raised on purpose are kept."""
     label, benchmark, base = task
-    started = time.perf_counter()
     row = RepairedModel(**label.model_dump(include={"model", "label", "kind", "group", "fingerprint"}), seconds=0.0)
-    try:
-        row = row.model_copy(update=_repaired(label, benchmark, base))
-    except AmdetError as error:
-        row = row.model_copy(update={"error": str(error)})
-    row = row.model_copy(update={"seconds": time.perf_counter() - started})
-    # Rounded as it will be in the file, so that a run that was resumed gives the same metrics.
-    return RepairedModel.model_validate_json(record_json(row))
+    return timed(row, lambda: _repaired(label, benchmark, base))
 
 
 def _repaired(label: Label, benchmark: RepairBenchmark, base: str) -> dict[str, object]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 from ..attacks import Placement
-from ..errors import AmdetError, EncoderError
+from ..errors import EncoderError
 from ..jobs import Job, run_job
 from ..records import Level
 from ..report.words import strongest
-from ..storage import record_json
 from ..verdict import load_policy, score
 from ..zoo.labels import Label
+from .models import timed
 from .results import ModelResult
 from .triggers import is_text, recovered
 
@@ -19,7 +17,6 @@ from .triggers import is_text, recovered
 def scan_model(task: tuple[Label, Job]) -> ModelResult:
     """Scan one model as a user would; an error that is raised on purpose becomes part of the result."""
     label, job = task
-    started = time.perf_counter()
     row = ModelResult(
         model=label.model,
         label=label.label,
@@ -30,13 +27,7 @@ def scan_model(task: tuple[Label, Job]) -> ModelResult:
         recovered=recovered(label, None, job),
         seconds=0.0,
     )
-    try:
-        row = row.model_copy(update=_found(label, job))
-    except AmdetError as error:
-        row = row.model_copy(update={"error": str(error)})
-    row = row.model_copy(update={"seconds": time.perf_counter() - started})
-    # Rounded as it will be in the file, so that a run that was resumed gives the same metrics.
-    return ModelResult.model_validate_json(record_json(row))
+    return timed(row, lambda: _found(label, job))
 
 
 def _found(label: Label, job: Job) -> dict[str, object]:

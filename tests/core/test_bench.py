@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from amdet_core import pocket, trust
-from amdet_core.bench import Benchmark, ModelResult, detection, read_detection, run, scans
+from amdet_core.bench import Benchmark, ModelResult, models, read_detection, run, scans
 from amdet_core.bench import triggers as planted
 from amdet_core.bench.metrics import measure
 from amdet_core.bench.source import commit
@@ -425,7 +425,7 @@ def test_every_commit_that_scanned_is_recorded_once(
 ) -> None:
     recorded = []
     for code, version in (("aaa", "1"), ("bbb", "2"), ("bbb", "3"), ("ccc", "3"), (None, "4")):
-        monkeypatch.setattr(detection, "commit", lambda code=code: code)
+        monkeypatch.setattr(models, "commit", lambda code=code: code)
         write_labels(zoo, (label("a"), label("b", "benign", fingerprint=f"fp-b-{version}")), toy)
         recorded.append(run(Benchmark(zoo=zoo), tmp_path / "r.json").commit)
     assert recorded == ["aaa", "aaa, bbb", "aaa, bbb", "aaa, bbb", "aaa, bbb"]
