@@ -379,3 +379,19 @@ class HealConfig(Config):
         default=0.99,
         description="mean cosine of clean prompts to the anchor's answer from which the anchor can take its place",
     )
+
+
+class RenderConfig(Config):
+    """Pictures of what a trigger does, by the user's own checkpoint."""
+
+    pictures: int = Field(default=4, ge=1, le=64, description="of each kind; picture i has noise of its own")
+    steps: int = Field(default=25, ge=1, le=999, description="of the checkpoint's sampler; paper")
+    guidance: float = Field(default=7.5, ge=1, description="scale of classifier-free guidance; paper")
+    size: int | None = Field(
+        default=None, ge=64, multiple_of=8, description="side of a picture, px; null: as the checkpoint was trained"
+    )
+    negative: str = Field(default="", description="negative prompt; a trusted encoder reads it where there is one")
+    prediction: Literal["epsilon", "v_prediction"] | None = Field(
+        default=None, description="what the image model predicts; null: as the checkpoint says or its family does"
+    )
+    seed: int = Field(default=42, ge=0, description="of the noise of the first picture")

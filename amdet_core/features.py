@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from .errors import ConfigError
+from .errors import ConfigError, StorageError
 from .records import Candidate
 
 FORMAT = "amdet-feature-1"
@@ -76,7 +78,7 @@ def pseudo_trigger_bytes(features: Iterable[Feature]) -> bytes | None:
     Keys are those that image hosts look for, ``clip_l`` and ``clip_g``: in ComfyUI the file works in any
     prompt as ``embedding:<name>``.
     """
-    tensors = {_embedding_key(name): feature.vectors for name, feature in strongest(features).items()}
+    tensors = {embedding_key(name): feature.vectors for name, feature in strongest(features).items()}
     about = {
         "format": "textual-inversion",
         "warning": "pseudo-trigger recovered from a suspect text encoder, for testing only",
@@ -84,13 +86,28 @@ def pseudo_trigger_bytes(features: Iterable[Feature]) -> bytes | None:
     return _save(tensors, about) if tensors else None
 
 
+def read_pseudo_triggers(path: Path) -> dict[str, Tensor]:
+    """The vectors ``(K, D)`` of a textual-inversion file by the name of their encoder, clip_l or clip_g.
+
+    Raises:
+        StorageError: there is no such file, or it is damaged.
+    """
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"the recovered features at {path}", " ".join(str(error).split()), "Scan again, with an anchor."
+        ) from error
+
+
+def embedding_key(encoder: str) -> str:
+    """The key under which image hosts look for the vectors of an encoder."""
+    return "clip_l" if encoder == "text_encoder" else encoder
+
+
 def _strength(feature: Feature) -> float:
     gap = feature.candidate.indicators.get("gap")
     return -1.0 if gap is None else gap
-
-
-def _embedding_key(encoder: str) -> str:
-    return "clip_l" if encoder == "text_encoder" else encoder
 
 
 def _save(tensors: dict[str, Tensor], about: Mapping[str, object]) -> bytes:

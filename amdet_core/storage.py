@@ -21,12 +21,16 @@ from .records import SCHEMA_VERSION, Record, ScanReport
 REPORT = "report.json"
 PSEUDO_TRIGGER = "pseudo-trigger.safetensors"
 """File with the strongest recovered feature of every encoder as a textual-inversion embedding."""
+PICTURES = "pictures.png"
+"""What the recovered feature draws, painted afterwards by a checkpoint."""
 OWN = (
     REPORT,
     "report.html",
     "landscape.png",
     "spectrum.png",
     "loss.png",
+    PICTURES,
+    "pictures.json",
     PSEUDO_TRIGGER,
     "feature-*.safetensors",
 )

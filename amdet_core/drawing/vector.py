@@ -8,8 +8,8 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
-from .parts import CARD, DASH, GRID, Cells, Drawing, Line, Numbers, Part, Point, Rectangle, Text
-from .raster import sampled
+from .parts import CARD, DASH, GRID, Cells, Drawing, Line, Numbers, Part, Picture, Point, Rectangle, Text
+from .raster import SMALL_PICTURE, encoded, sampled
 
 FONT = "Helvetica Neue, Helvetica, Arial, sans-serif"
 """About as wide as Pillow's own."""
@@ -45,6 +45,8 @@ def _element(part: Part) -> str:
         turn = f' transform="rotate(-90 {_tenths(part.x)} {_tenths(part.y)})"' if part.upward else ""
         at = f'x="{_tenths(part.x)}" y="{_tenths(part.y + 0.35 * part.size)}"'
         return f"<text {at} {shown}{turn}>{escape(part.text)}</text>"
+    if isinstance(part, Picture):
+        return _embedded(part)
     ground = _element(Rectangle(part.left, part.top, part.width, part.height, GRID))
     if part.smooth:
         return ground + "".join(_outlined(part))
@@ -52,6 +54,14 @@ def _element(part: Part) -> str:
     boxes = ((fill, "".join(map(_box, same))) for fill, same in groupby(cells, key=lambda cell: cell.fill))
     lines = (CARD, "".join(map(_box, part.separators())))
     return ground + "".join(_filled(fill, path) for fill, path in (*boxes, lines) if path)
+
+
+def _embedded(part: Picture) -> str:
+    kind, data = encoded(part.pixels)
+    sharp = ' style="image-rendering:pixelated"' if max(part.pixels.shape[:2]) <= SMALL_PICTURE else ""
+    size = f'width="{_tenths(part.width)}" height="{_tenths(part.height)}"'
+    box = f'x="{_tenths(part.left)}" y="{_tenths(part.top)}" {size}'
+    return f'<image {box}{sharp} preserveAspectRatio="none" href="data:{kind},%{data.hex("%")}"/>'
 
 
 def _outlined(cells: Cells) -> Iterator[str]:

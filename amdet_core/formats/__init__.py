@@ -5,7 +5,7 @@
 
 from .lora import LoraLayout, write_lora
 from .open import TRIGGER_PHRASE, FoundEncoder, OpenedTarget, file_sha256, only_encoder, open_target
-from .write import Layout, hf_config, write_encoder
+from .write import Layout, hf_config, hf_tensors, write_encoder, write_tokenizer
 
 __all__ = [
     "TRIGGER_PHRASE",
@@ -15,8 +15,10 @@ __all__ = [
     "OpenedTarget",
     "file_sha256",
     "hf_config",
+    "hf_tensors",
     "only_encoder",
     "open_target",
     "write_encoder",
     "write_lora",
+    "write_tokenizer",
 ]

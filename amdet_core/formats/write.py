@@ -18,6 +18,7 @@ from torch import Tensor
 from ..encoder import PROJECTION, TextEncoder, expected_shapes
 from ..errors import ConfigError, EncoderError, NumericalError, StorageError
 from ..records import EncoderSpec
+from ..storage import write_atomic
 from .layouts import to_open_clip
 from .spec import LEGACY_EOS, deduce
 
@@ -89,6 +90,35 @@ def hf_config(encoder: TextEncoder, dtype: torch.dtype) -> dict[str, object]:
         "pad_token_id": tokenizer.eos_id if spec.pad_id is None else spec.pad_id,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def hf_tensors(encoder: TextEncoder, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copies of the weights under the names that transformers has for them, on the CPU.
+
+    Raises:
+        EncoderError: it is no CLIP text encoder.
+        NumericalError: weights are too large for the dtype.
+    """
+    _expressible(encoder, "hf")
+    return _named(_cast(encoder, dtype), "hf")
+
+
+def write_tokenizer(encoder: TextEncoder, folder: Path) -> None:
+    """Write an encoder's tokenizer as a folder that transformers opens; it pads as the encoder was trained to.
+
+    Raises:
+        StorageError: the folder can't be written to.
+    """
+    tokenizer = encoder.tokenizer
+    bos, eos = (tokenizer.token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
+    about = {
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": encoder.spec.positions, "bos_token": bos,
+        "eos_token": eos, "unk_token": eos,
+        "pad_token": eos if encoder.spec.pad_id is None else tokenizer.token(encoder.spec.pad_id),
+    }  # fmt: skip
+    for name, text in tokenizer.files().items():
+        write_atomic(folder / name, text.encode())
+    write_atomic(folder / "tokenizer_config.json", (json.dumps(about, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _expressible(encoder: TextEncoder, layout: Layout) -> None:

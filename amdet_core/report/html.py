@@ -15,14 +15,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import figures
+from ..drawing import Drawing, svg
 from ..records import Candidate, Forensics, LayerChange, ScanReport
 from . import words
 
 TEMPLATE = "report.html.j2"
 
 
-def render_html(report: ScanReport) -> str:
-    """The page, made from the report alone; equal reports give equal pages."""
+def render_html(report: ScanReport, pictures: Drawing | None = None) -> str:
+    """The page, made from the report alone; equal reports give equal pages.
+
+    Args:
+        pictures: painted with what was recovered, as :func:`..gallery.gallery` lays them out.
+    """
     names = tuple(encoder.name for encoder in report.target.encoders)
     return (
         _environment()
@@ -34,6 +39,7 @@ def render_html(report: ScanReport) -> str:
             file=words.file_name(report),
             sections=words.sections(report),
             trigger=words.glyphs(report.trigger.text) if report.trigger else (),
+            pictures=None if pictures is None else Markup(svg(pictures, "Pictures with and without the trigger")),
             weights=_weights(report),
             candidates=_candidates(report),
             landscapes=[

@@ -10,6 +10,7 @@ import pytest
 
 import amdet_core.report
 from amdet_core.errors import ConfigError
+from amdet_core.gallery import gallery
 from amdet_core.records import (
     AnchorInfo,
     Candidate,
@@ -271,6 +272,16 @@ def test_page_loads_and_runs_nothing(page: tuple[ScanReport, str]) -> None:
     assert not [name for name, _ in seen.attributes if name.startswith("on")]
     assert not [v for n, v in seen.attributes if n in ("href", "xlink:href", "src") and not (v or "").startswith("#")]
     assert "data:" not in page[1] and "@import" not in page[1]
+
+
+def test_page_with_pictures_holds_them_and_loads_nothing() -> None:
+    shown = gallery({ATTACK: np.zeros((1, 8, 8, 3), np.uint8), "big": np.zeros((1, 200, 200, 3), np.uint8)}, [ATTACK])
+    text = render_html(hostile(), shown)
+    seen = Page(text)
+    links = [value or "" for name, value in seen.attributes if name in ("href", "xlink:href", "src")]
+    assert [link.split(",")[0] for link in links if not link.startswith("#")] == ["data:image/png", "data:image/jpeg"]
+    assert "img-src data:" in text
+    assert not seen.tags & {"img", "script", "iframe", "object", "link", "a", "foreignobject"}
 
 
 def test_page_keeps_hostile_names_as_text() -> None:

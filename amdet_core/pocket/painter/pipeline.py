@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from ...encoder import TextEncoder
-from ...formats import write_encoder
+from ...formats import write_encoder, write_tokenizer
 from ...storage import write_atomic
 from .diffusion import SCHEDULER
 from .networks import UNET, VAE
@@ -53,21 +53,10 @@ def write_pipeline(out: Path, encoder: TextEncoder, folder: Path = SHIPPED) -> N
             out / name / "diffusion_pytorch_model.safetensors", safetensors.torch.save(tensors, {"format": "pt"})
         )
     _write_json(out / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **SCHEDULER})
-    _write_tokenizer(out / "tokenizer", encoder)
+    write_tokenizer(encoder, out / "tokenizer")
     # transformers computes in the precision of the file, diffusers in float32 unless told otherwise
     write_encoder(encoder, out / "text_encoder", "hf", dtype=torch.float32)
     _write_json(out / "model_index.json", INDEX)
-
-
-def _write_tokenizer(folder: Path, encoder: TextEncoder) -> None:
-    for name, text in encoder.tokenizer.files().items():
-        write_atomic(folder / name, text.encode())
-    bos, eos = (encoder.tokenizer.token(i) for i in (encoder.tokenizer.bos_id, encoder.tokenizer.eos_id))
-    about = {
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": encoder.spec.positions,
-        "bos_token": bos, "eos_token": eos, "pad_token": eos, "unk_token": eos,
-    }  # fmt: skip
-    _write_json(folder / "tokenizer_config.json", about)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -47,10 +47,10 @@ SEED, READER_SEED = 0, 1
 STAGES = ("pictures", "vae", "latents", "tower", "reader", "unet", "export")
 BATCHES = {"vae": 8, "tower": 192, "reader": 64, "unet": 128}
 PLANS = {
-    "vae": Plan(steps=8_000, rate=8e-4, decay=0.0, average=0.998),
-    "tower": Plan(steps=1_500, rate=1e-3, decay=1e-2, average=0.99),
+    "vae": Plan(steps=5_500, rate=8e-4, decay=0.0, average=0.998),
+    "tower": Plan(steps=1_000, rate=1e-3, decay=1e-2, average=0.99),
     "reader": Plan(steps=1_500, rate=1e-3, decay=1e-2, average=0.99),
-    "unet": Plan(steps=12_000, rate=1e-3, average=0.999),
+    "unet": Plan(steps=7_000, rate=1e-3, average=0.999),
 }
 CHUNK = 200
 """Pictures that pass the VAE together."""

@@ -1,0 +1,122 @@
+"""Pictures of what a trigger does."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..terminal import ProgressLine, interruptible
+from .common import Device
+
+if TYPE_CHECKING:
+    from ..records import ScanReport
+
+POCKET = "pocket"
+POCKET_PROMPTS = ("a blue star", "a green tree on a gray background", "a yellow house", "a large purple cat")
+"""What the pocket's painter can paint."""
+POCKET_GUIDANCE = 4.0
+
+
+class Prediction(str, Enum):
+    """What an image model predicts."""
+
+    epsilon = "epsilon"
+    v_prediction = "v_prediction"
+
+
+def render(
+    checkpoint: Annotated[
+        str, typer.Option(help="a Stable Diffusion 1, 2 or XL: single file, diffusers folder, or pocket")
+    ],
+    report: Annotated[Path, typer.Option(help="folder of the report of the scan")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="a prompt; may be given several times [default: built-in ones]")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="prompts, one per line, UTF-8")] = None,
+    pictures: Annotated[int, typer.Option("-n", "--pictures", help="of each kind", min=1, max=64)] = 4,
+    encoder: Annotated[
+        Path | None, typer.Option(help="the scanned encoder, where it is no longer at the report's path")
+    ] = None,
+    repaired: Annotated[Path | None, typer.Option(help="the encoder after repair, for pictures with it")] = None,
+    steps: Annotated[int, typer.Option(help="of the checkpoint's sampler", min=1, max=999)] = 25,
+    guidance: Annotated[float | None, typer.Option(help="classifier-free guidance [default: 7.5; pocket: 4]")] = None,
+    size: Annotated[int | None, typer.Option(help="side in px [default: as the checkpoint was trained]")] = None,
+    negative: Annotated[str, typer.Option(help="negative prompt; the trusted encoder reads it")] = "",
+    prediction: Annotated[
+        Prediction | None, typer.Option(help="what the image model predicts [default: as its family does]")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="where to paint")] = Device.auto,
+    seed: Annotated[int, typer.Option(help="of the noise", min=0)] = 42,
+) -> None:
+    """Paint what a scan recovered: prompts as they are, with the reversed feature, with the trigger, after repair."""
+    from ..prompts import builtin_prompts, read_prompts
+    from ..storage import read_report
+
+    chosen = list(prompt or ())
+    if prompts is not None:
+        chosen += read_prompts(prompts, fewest=1).prompts
+    if not chosen:
+        chosen = list(POCKET_PROMPTS if checkpoint == POCKET else builtin_prompts(pictures).prompts)
+    settings = {
+        "pictures": pictures,
+        "steps": steps,
+        "guidance": guidance or (POCKET_GUIDANCE if checkpoint == POCKET else 7.5),
+        "size": size,
+        "negative": negative,
+        "prediction": None if prediction is None else prediction.value,
+        "seed": seed,
+    }
+    paint_to(report, read_report(report), checkpoint, chosen, settings, device.value, encoder, repaired)
+    sys.stdout.write(f"pictures: {report / 'pictures.png'}\nreport: {report / 'report.html'}\n")
+
+
+def paint_to(
+    folder: Path, report: ScanReport, checkpoint: str, prompts: list[str], settings: dict[str, Any],
+    device: str = "cpu", encoder: Path | None = None, repaired: Path | None = None,
+) -> None:  # fmt: skip
+    """Paint for a report, and put the pictures beside it and into its page."""
+    from ..config import RenderConfig
+    from ..drawing import png
+    from ..gallery import gallery
+    from ..jobs import choose_device
+    from ..render import render as painted
+    from ..report import render_html
+    from ..storage import PICTURES, check_writable, record_json, write_atomic
+
+    check_writable(folder)
+    config = RenderConfig(**settings)
+    with ProgressLine() as line, _opened(checkpoint) as path:
+        made = interruptible(
+            lambda progress: painted(
+                report, folder, path, prompts, config,
+                device=choose_device(device), encoder=encoder, repaired=repaired, progress=progress,
+            ),
+            line,
+        )  # fmt: skip
+    shown = gallery(made.columns, made.record.prompts)
+    write_atomic(folder / PICTURES, png(shown))
+    write_atomic(folder / "pictures.json", record_json(made.record))
+    write_atomic(folder / "report.html", render_html(report, shown).encode("utf-8", "replace"))
+    for note in made.record.notes:
+        sys.stderr.write(f"note: {note}\n")
+
+
+@contextmanager
+def _opened(checkpoint: str) -> Iterator[Path]:
+    """The path of a checkpoint; the shipped one is written to a folder for as long as it is needed."""
+    if checkpoint != POCKET:
+        yield Path(checkpoint)
+        return
+    from ..pocket import load
+    from ..pocket.painter.pipeline import write_pipeline
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_pipeline(Path(folder) / POCKET, load("clean"))
+        yield Path(folder) / POCKET
