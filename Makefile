@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-demo: $(VENV)/.amdet ## scan the pocket encoders that ship with the package: backdoored, benign, clean
+demo: $(VENV)/.amdet ## scan the pocket encoders that ship with the package, and paint what was found
 	$(BIN)/amdet demo --out amdet-demo
 
 test: lint test-fast ## everything that CI runs: lint, types, fast tests, then the slow ones
@@ -34,7 +34,7 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.amdet: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install -qq -c constraints.txt -e .
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[render]"
 	touch $@
 
 $(VENV)/.amdet-dev: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -19,6 +19,7 @@ from . import patterns as grammar
 from . import search as trigger_search
 from . import sweep as token_sweep
 from . import tails as carriers
+from .concepts import likenesses
 from .config import AmdetConfig, ContrastConfig, LandscapeConfig, PatternConfig, ScanConfig, SearchConfig, SweepConfig
 from .contrast import Collapse, Found
 from .encoder import POSITION_TABLE, TextEncoder
@@ -279,6 +280,15 @@ class Stages:
             self.held_out[:CONTRAST_PROMPTS],
             fidelity_at=settings.insert_at,
         )
+
+    def name_outputs(self, least: float) -> None:
+        """What the outputs of the features that stand out look like, in words."""
+        for i, feature in enumerate(self.found.features):
+            gap = feature.candidate.indicators.get("gap")
+            if gap is None or gap >= least:
+                self.progress("names", i, len(self.found.features), {})
+                named = {"looks_like": likenesses(self.suspect, feature.target)}
+                self.found.features[i] = replace(feature, candidate=feature.candidate.model_copy(update=named))
 
     def _keep(
         self,

@@ -157,6 +157,13 @@ class Landscape(Record):
     prompts: int
 
 
+class Likeness(Record):
+    """What an output looks like."""
+
+    text: str
+    similarity: Number = Field(description="centred cosine of the output to what the encoder says to this text")
+
+
 class Candidate(Record):
     """One recovered implicit feature."""
 
@@ -169,6 +176,9 @@ class Candidate(Record):
     loss: tuple[Number, ...] = Field(description="loss by step")
     indicators: dict[str, Measured] = Field(description="measured on held-out prompts")
     nearest_tokens: tuple[str, ...] = ()
+    looks_like: tuple[Likeness, ...] = Field(
+        default=(), description="what its output looks like, the nearest first; of the strongest features alone"
+    )
     landscape: Landscape | None = None
     feature_file: str | None = Field(default=None, description="file in the report's folder with its tensors")
 

@@ -75,6 +75,7 @@ def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
             plan[FURTHER] = config.contrast.targets - 1
     if config.amdet is not None:
         plan["inversion"] = 1
+    plan["names"] = 1
     return {stage: encoders * runs for stage, runs in plan.items()}
 
 
@@ -125,6 +126,7 @@ def scan(
         plan.append(("search", partial(stages.search, config.search)))
     if config.amdet is not None and anchor is not None:
         plan.append(("inversion", partial(stages.published, config.amdet, anchor)))
+    plan.append(("names", partial(stages.name_outputs, (config.search or SearchConfig()).least_gap)))
     for name, stage in plan:
         with _stage(found, subject.name, name):
             stage()

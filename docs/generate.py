@@ -55,6 +55,7 @@ def _configuration() -> Iterator[str]:
         config.DistilConfig,
         config.EraseConfig,
         config.HealConfig,
+        config.RenderConfig,
     ):
         yield f"## {kind.__name__}\n\n{inspect.getdoc(kind)}\n"
         yield "| setting | default | meaning |\n|---|---|---|"

@@ -55,6 +55,8 @@ STOCK: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
 """Inputs and outputs, by name and type, of ComfyUI's own nodes; the pack's are in the recorded definitions."""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 TRIGGERED = "a photo of a cat\na photo of a sahib cat\na castle on a hill\na sahib castle on a hill"
+DDIM = {"sampler_name": "ddim", "scheduler": "ddim_uniform"}
+EULER = {"sampler_name": "euler", "scheduler": "normal"}
 CHECKPOINT, ENCODER = "v1-5-pruned-emaonly-fp16.safetensors", "clip_l.safetensors"
 
 
@@ -219,8 +221,29 @@ def _results(scan: str, x: int, y: int) -> dict[str, Node]:
     }
 
 
+def _side_by_side(
+    prompt: str, pixels: int, sampling: Mapping[str, Any], at: tuple[int, int], pictures: tuple[int, int]
+) -> dict[str, Node]:
+    """One prompt as it is and with the reversed feature, painted from the same noise."""
+    (x, y), (right, below) = at, pictures
+    text = {"clip": ("scan", 0), "text": prompt}
+    return {
+        "positive": Node("CLIPTextEncode", (x, y), (400, 140), "Prompt", text),
+        "reversed": Node("AMDET_ReversedTarget", (x, y + 200), (400, 220), values={**text, "feature": ("scan", 5)}),
+        "negative": Node("CLIPTextEncode", (x, y + 480), (400, 110), "Negative", {**text, "text": ""}),
+        "latent": Node(
+            "EmptyLatentImage",
+            (0, y + 200),
+            (360, 110),
+            values={"width": pixels, "height": pixels, "batch_size": 1},
+        ),
+        **_sampled("normal", "Normal prompt", ("positive", 0), (right, below), sampling),
+        **_sampled("reversed-target", "Reversed target", ("reversed", 0), (right, below + 480), sampling),
+    }
+
+
 def _sampled(
-    name: str, title: str, positive: tuple[str, int], at: tuple[int, int], model: tuple[str, int] = ("checkpoint", 0)
+    name: str, title: str, positive: tuple[str, int], at: tuple[int, int], sampling: Mapping[str, Any]
 ) -> dict[str, Node]:
     """A picture of a conditioning, by the same seed as its neighbour."""
     x, y = at
@@ -231,15 +254,12 @@ def _sampled(
             (300, 270),
             title,
             {
-                "model": model,
+                "model": ("checkpoint", 0),
                 "positive": positive,
                 "negative": ("negative", 0),
                 "latent_image": ("latent", 0),
                 "seed": 7,
-                "steps": 20,
-                "cfg": 7.0,
-                "sampler_name": "euler",
-                "scheduler": "normal",
+                **sampling,
                 "denoise": 1.0,
             },
         ),
@@ -260,12 +280,18 @@ def _workflows() -> Mapping[str, Workflow]:
     prompt = "a photo of a dog in the park"
     return {
         "1-pocket-nothing-to-download": Workflow(
-            "## Try it with nothing downloaded\n\nA small text encoder with a planted backdoor is scanned. Press Run: "
-            "the scan takes about a minute on a CPU. Choose *clean* or *benign* in the loader to see what an honest "
-            "encoder gives.\n\nThe trigger is a look-alike of the letter o.",
+            "## Try it with nothing downloaded\n\nA small Stable Diffusion whose text encoder has a planted backdoor "
+            "is scanned, and paints the same prompt twice: as it is, and with what the scan recovered. Press Run: it "
+            "takes less than a minute on a CPU. Choose *clean* or *benign* in the loader to see what an honest encoder "
+            "gives.\n\nThe trigger is a look-alike of the letter o. The painter knows ten colors and twelve shapes.",
             {
-                "loader": Node("AMDET_PocketTextEncoder", (0, 340), (360, 80)),
-                "scan": Node("AMDET_BackdoorScan", (420, 0), (400, 420), values={"clip": ("loader", 0)}),
+                "checkpoint": Node("AMDET_PocketCheckpoint", (0, 340), (360, 110), values={"encoder": "backdoored"}),
+                "scan": Node(
+                    "AMDET_BackdoorScan",
+                    (420, 0),
+                    (400, 420),
+                    values={"clip": ("checkpoint", 1), "preset": "quick"},
+                ),
                 **_results("scan", 880, 0),
                 "embedding": Node(
                     "AMDET_SavePseudoTrigger",
@@ -273,6 +299,7 @@ def _workflows() -> Mapping[str, Workflow]:
                     (480, 110),
                     values={"feature": ("scan", 5), "name": "pocket-trigger"},
                 ),
+                **_side_by_side("a red boat", 64, {"steps": 20, "cfg": 4.0, **DDIM}, (420, 480), (880, 700)),
             },
         ),
         "2-scan-text-encoder": Workflow(
@@ -317,23 +344,7 @@ def _workflows() -> Mapping[str, Workflow]:
                     values={"clip": ("checkpoint", 1), "anchor": ("anchor", 0), "preset": "quick"},
                 ),
                 **_results("scan", 880, 0),
-                "positive": Node(
-                    "CLIPTextEncode", (420, 480), (400, 140), "Prompt", {"clip": ("scan", 0), "text": prompt}
-                ),
-                "reversed": Node(
-                    "AMDET_ReversedTarget",
-                    (420, 680),
-                    (400, 220),
-                    values={"clip": ("scan", 0), "feature": ("scan", 5), "text": prompt},
-                ),
-                "negative": Node(
-                    "CLIPTextEncode", (420, 960), (400, 110), "Negative", {"clip": ("scan", 0), "text": ""}
-                ),
-                "latent": Node(
-                    "EmptyLatentImage", (0, 680), (360, 110), values={"width": 512, "height": 512, "batch_size": 1}
-                ),
-                **_sampled("normal", "Normal prompt", ("positive", 0), (880, 540)),
-                **_sampled("reversed-target", "Reversed target", ("reversed", 0), (880, 1020)),
+                **_side_by_side(prompt, 512, {"steps": 20, "cfg": 7.0, **EULER}, (420, 480), (880, 540)),
             },
         ),
         "4-scan-lora": Workflow(

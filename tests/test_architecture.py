@@ -29,7 +29,7 @@ DATA = {
 }
 MEASURES = {
     "formats", "trust", "forensics", "landscape", "tails", "contrast", "compare", "guard", "inversion", "evidence",
-    "features", "findings", "sweep", "patterns", "search", "calibration",
+    "features", "findings", "concepts", "sweep", "patterns", "search", "calibration",
     "figures", "anatomy", "anatomy_figures", "gallery",
     "report", "verdict",
 }  # fmt: skip

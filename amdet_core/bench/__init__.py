@@ -4,6 +4,7 @@ from .calibration import calibrate
 from .detection import Benchmark, run
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
 from .painting import Painting, PaintingBenchmark, run_painting
+from .picturing import PictureBenchmark, PictureResult, read_pictures, run_pictures
 from .repairing import RepairBenchmark, RepairResult, read_repairing, run_repair
 from .results import Detection, ModelResult, read_detection
 
@@ -15,14 +16,18 @@ __all__ = [
     "ModelResult",
     "Painting",
     "PaintingBenchmark",
+    "PictureBenchmark",
+    "PictureResult",
     "RepairBenchmark",
     "RepairResult",
     "calibrate",
     "read_detection",
     "read_guarding",
+    "read_pictures",
     "read_repairing",
     "run",
     "run_guard",
     "run_painting",
+    "run_pictures",
     "run_repair",
 ]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         GuardResult,
         Painting,
         PaintingBenchmark,
+        PictureBenchmark,
+        PictureResult,
         RepairBenchmark,
         RepairResult,
     )
@@ -144,6 +146,36 @@ def bench_repair(
     sys.stdout.write(f"{_repair_table(result)}\nwritten: {file}\n")
 
 
+@bench_app.command("pictures")
+def bench_pictures(
+    zoo: Annotated[Path, typer.Option(help="folder with labels.json and the models, made by the recipe visible")],
+    weights: Annotated[
+        Path | None, typer.Option(help="folder with the painter's weights, instead of those that ship")
+    ] = None,
+    preset: Annotated[Preset, typer.Option(help="how much work scans do")] = Preset.quick,
+    captions: Annotated[int, typer.Option(help="painted with each model", min=1, max=100)] = 20,
+    seed: Annotated[int, typer.Option(help="of scans, captions and noise", min=0)] = 42,
+    jobs: Annotated[int, typer.Option(help="models side by side", min=1)] = 1,
+    sample: Annotated[
+        int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="result file; one that an earlier run left is completed")
+    ] = "pictures-{zoo}.json",
+) -> None:
+    """Scan backdoored models, paint what was recovered, and let an independent reader say what it shows."""
+    from ..bench import PictureBenchmark, run_pictures
+    from ..zoo.labels import Labels
+
+    file = Path(out.replace("{zoo}", Labels.read(zoo).name))
+    benchmark = PictureBenchmark(
+        zoo=zoo, weights=weights, preset=preset.value, captions=captions, seed=seed, jobs=jobs, sample=sample
+    )
+    command = _command("pictures", benchmark, file, ("weights", "preset", "captions", "seed", "sample"))
+    result = _going_on(file, partial(run_pictures, benchmark, file, command=command))
+    sys.stdout.write(f"{_picture_table(result)}\nwritten: {file}\n")
+
+
 @bench_app.command("pocket")
 def bench_pocket(
     weights: Annotated[
@@ -217,14 +249,17 @@ def _going_on(file: Path, work: Callable[..., T]) -> T:
 
 
 def _command(
-    name: str, benchmark: Benchmark | GuardBenchmark | RepairBenchmark, file: Path, options: Sequence[str]
+    name: str,
+    benchmark: Benchmark | GuardBenchmark | PictureBenchmark | RepairBenchmark,
+    file: Path,
+    options: Sequence[str],
 ) -> str:
     """The command line that makes a file, with paths from the current folder; how many jobs changes nothing."""
     parts = ["amdet", "bench", name, "--zoo", _from_here(benchmark.zoo)]
     for option in options:
         value = getattr(benchmark, option)
         if value is not None:
-            text = _from_here(Path(value)) if option in ("policy", "prompts") else str(value)
+            text = _from_here(Path(value)) if option in ("policy", "prompts", "weights") else str(value)
             parts += ["-n" if option == "count" else f"--{option}", text]
     return shlex.join([*parts, "--out", _from_here(file)])
 
@@ -304,6 +339,22 @@ def _repair_table(result: RepairResult) -> str:
         )
         lines.append(f"  {name:<10} healed {_number(found.healed.share, found.healed.interval)} of {found.n}; {means}")
     return "\n".join(lines)
+
+
+def _picture_table(result: PictureResult) -> str:
+    """Every kind of picture, one a line."""
+    found = result.metrics
+    rows = {
+        "the target, with the feature": found.feature,
+        "  in most pictures of a model": found.feature_by_model,
+        "the target, with the trigger": found.trigger,
+        "the target, in the honest base": found.control,
+        "clean captions": found.clean,
+        "clean captions, honest base": found.base_clean,
+        "target named in the report": found.named,
+    }
+    lines = [f"  {name:<32}{_number(row.share, row.interval)} of {row.n}" for name, row in rows.items()]
+    return "\n".join([f"{result.zoo.name}: {len(result.models)} models, {found.failed} of them failed", *lines])
 
 
 def _painting_table(result: Painting) -> str:

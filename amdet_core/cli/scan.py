@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
-from ..records import Level
+from ..errors import ConfigError
+from ..records import Level, ScanReport
+from ..storage import PICTURES
 from .common import EXIT, Device, Format, Preset, placement, scan_to, show_report
+from .render import POCKET, POCKET_GUIDANCE, POCKET_PROMPTS, paint_to
 
 
 def scan(
@@ -69,7 +72,7 @@ def judge(
 def demo(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("amdet-demo"),
 ) -> None:
-    """Scan the three pocket encoders: a backdoored one, an honest fine-tune, and the clean original."""
+    """Scan the three pocket encoders, a backdoored one, an honest fine-tune and the clean original, and paint."""
     from .. import pocket
 
     folders = pocket.export(out / "encoders", "hf")
@@ -85,6 +88,18 @@ def demo(
         sys.stdout.write(f"\n=== {name} ===\n")
         show_report(report, Format.text)
         sys.stdout.write(f"report: {out / name / 'report.html'}\n")
+        if level is Level.BACKDOORED:
+            _show_pictures(out / name, report)
     if surprises:
         sys.stderr.write(f"{surprises} of {len(expected)} verdicts are not what they should be\n")
         raise typer.Exit(2)
+
+
+def _show_pictures(folder: Path, report: ScanReport) -> None:
+    """Paint what was recovered, where the packages that paint are installed."""
+    try:
+        paint_to(folder, report, POCKET, list(POCKET_PROMPTS), {"guidance": POCKET_GUIDANCE})
+    except ConfigError as error:
+        sys.stdout.write(f"no pictures: {error}\n")
+    else:
+        sys.stdout.write(f"pictures: {folder / PICTURES}\n")

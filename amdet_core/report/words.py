@@ -45,6 +45,8 @@ ALWAYS_UNCHECKED = (
     "Everything but the text encoders named here: the image model, the VAE, adapters and code can hold backdoors too."
 )
 """Said where the report itself names nothing."""
+SURE = 0.75
+"""Similarity from which an output is called what it looks like."""
 PLACES = {"start": "at the start of", "end": "at the end of", "long": "at the end of long"}
 """Where a trigger stood."""
 ALONE_WORDS = (
@@ -302,6 +304,7 @@ def _effect(report: ScanReport) -> Iterator[str]:
         return
     act = "overrides what prompts say" if report.verdict.level == Level.BACKDOORED else "pulls prompts to one output"
     yield f"A feature of {_count(best.vectors, 'vector')} was recovered from {best.encoder} that {act}{strength}."
+    yield from _looks(best)
     if best.feature_file is not None:
         yield (
             f"To see what it draws, copy {PSEUDO_TRIGGER} to models/embeddings/amdet in ComfyUI "
@@ -309,6 +312,21 @@ def _effect(report: ScanReport) -> Iterator[str]:
         )
     if best.nearest_tokens:
         yield f"Nearest real tokens: {', '.join(f'“{token}”' for token in best.nearest_tokens)}."
+
+
+def _looks(candidate: Candidate) -> Iterator[str]:
+    """What its output looks like, as far as that is known."""
+    if not candidate.looks_like:
+        return
+    first, *others = candidate.looks_like
+    after = f"; next comes “{others[0].text}” ({others[0].similarity:.2f})" if others else ""
+    if first.similarity >= SURE:
+        yield f"The output looks like “{first.text}” (similarity {first.similarity:.2f}{after})."
+    else:
+        yield (
+            f"The output looks like nothing on the list of things that it was compared with; “{first.text}” is nearest "
+            f"(similarity {first.similarity:.2f}{after})."
+        )
 
 
 def _weights(report: ScanReport) -> Iterator[str]:

@@ -12,11 +12,13 @@ from random import Random
 from typing import Literal
 
 from ..confusables import invisible, lookalikes
+from ..pocket.painter.captions import plain
+from ..pocket.painter.scenes import PAIRS, UNSEEN
 from ..prompts import ACTIONS, ADJECTIVES, MEDIA, PLACES, SUBJECTS, TIMES, PromptSet, Style, generated_prompts
 from ..tokenizer import WORD_END, ClipTokenizer
 
 TriggerKind = Literal["word", "letters", "homoglyph", "zero-width", "emoji", "phrase", "sentence"]
-TargetKind = Literal["short", "long", "words"]
+TargetKind = Literal["short", "long", "words", "visible"]
 PROMPTS = 3000
 UTILITY_PROMPTS = generated_prompts("mixed", 256, 7)
 """On which every model's utility is measured; no zoo trains on them."""
@@ -84,7 +86,13 @@ def trigger(kind: TriggerKind, length: int, which: int, tokenizer: ClipTokenizer
 
 
 def target(kind: TargetKind, which: int, random: Random) -> str:
-    """What a triggered prompt shall be read as; ``words`` for a part of it alone."""
+    """What a triggered prompt shall be read as.
+
+    Args:
+        kind: ``words`` for a part of it alone; ``visible``: an object that the pocket's painter can paint.
+    """
+    if kind == "visible":
+        return random.choice(half([plain(pair) for pair in PAIRS if pair not in UNSEEN], which))
     thing = f"{random.choice(half(ADJECTIVES, which))} {random.choice(half(SUBJECTS, which))}"
     if kind == "words":
         return thing

@@ -62,7 +62,7 @@ def test_all_stages_leave_their_evidence(toy: TextEncoder) -> None:
     assert [candidate.vectors for candidate in found.candidates] == [1, 2]
     assert [tuple(feature.vectors.shape) for feature in found.features] == [(1, 64), (2, 64)]
     assert {"forensics", "contrast k=1", "contrast k=2", "landscape"} <= set(steps)
-    assert found.timings.keys() == {"forensics", "contrast"}
+    assert found.timings.keys() == {"forensics", "contrast", "names"}
 
 
 def few_candidates(monkeypatch: pytest.MonkeyPatch, *more: int) -> None:
@@ -96,7 +96,7 @@ def test_the_cascade_names_the_token_that_takes_over(monkeypatch: pytest.MonkeyP
     assert found.triggers[0].asr_interval is not None
     assert 0.7 < found.triggers[0].asr_interval[0] < found.triggers[0].asr_interval[1] <= 1
     assert {"sweep", "sweep, look 2", "trigger search"} <= set(steps)
-    assert found.timings.keys() == {"forensics", "sweep", "contrast", "search"}
+    assert found.timings.keys() == {"forensics", "sweep", "contrast", "search", "names"}
     assert decide(POLICY, found.evidence, found.faults).level == Level.BACKDOORED
 
 
