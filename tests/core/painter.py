@@ -8,7 +8,7 @@ from pathlib import Path
 from amdet_core.pocket.painter import recipe
 from amdet_core.progress import silent
 
-BATCHES = {"vae": 2, "tower": 4, "reader": 4, "unet": 4}
+BATCHES = {"vae": 2, "decoder": 2, "tower": 4, "reader": 4, "unet": 4}
 
 
 def work(out: Path, steps: int = 2) -> recipe.Work:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...encoder import TextEncoder
 from .captions import caption, full
@@ -60,12 +60,26 @@ def autoencoding(vae: Any, pictures: Tensor, generator: torch.Generator) -> tupl
         latents = vae.encode(pictures).latents
         noise = torch.randn(latents.shape, generator=generator) * LATENT_NOISE
         back = vae.decode(latents + noise).sample
-    back, latents = back.float(), latents.float()
-    edges = sum(F.l1_loss(back.diff(dim=d), pictures.diff(dim=d)) for d in (2, 3))
+    latents = latents.float()
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     spread = mean.square().mean() + (deviation - 1).square().mean()
-    loss = F.l1_loss(back, pictures) + 2 * F.mse_loss(back, pictures) + 0.5 * edges + SPREAD * spread
-    return loss, {"psnr": psnr(back.detach(), pictures), "deviation": float(deviation.detach().mean())}
+    loss, metrics = _unlike(back.float(), pictures)
+    return loss + SPREAD * spread, {**metrics, "deviation": float(deviation.detach().mean())}
+
+
+def decoding(decoder: nn.Module, latents: Tensor, pictures: Tensor) -> tuple[Tensor, Metrics]:
+    """Pictures come back, edges too, from latents that stay as they are."""
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        back = decoder(latents)
+    return _unlike(back.float(), pictures)
+
+
+def _unlike(back: Tensor, pictures: Tensor) -> tuple[Tensor, Metrics]:
+    """How far pictures that came back are from what they were: absolutely, squared, and at edges."""
+    edges = sum(F.l1_loss(back.diff(dim=d), pictures.diff(dim=d)) for d in (2, 3))
+    loss = F.l1_loss(back, pictures) + 2 * F.mse_loss(back, pictures) + 0.5 * edges
+    return loss, {"psnr": psnr(back.detach(), pictures)}
 
 
 def contrast(

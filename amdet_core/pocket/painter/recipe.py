@@ -7,6 +7,7 @@ goes on from what it finds in DIR; its result is DIR/weights, four files to be c
     pictures   48,000 scenes are drawn
     vae        pictures -> latents -> pictures
     latents    the pictures through the VAE as it is stored
+    decoder    those latents -> pictures: the VAE's second half goes on alone, so that the UNet's latents stay
     tower      pictures placed where the pocket encoder places their captions
     reader     colours and shapes of drawings, those included that the painter never sees
     unet       velocities of noised latents, given captions
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from ...progress import Progress
 from .. import load
 from .captions import caption
-from .losses import autoencoding, contrast, denoising, reading, to_tensor
+from .losses import autoencoding, contrast, decoding, denoising, reading, to_tensor
 from .networks import LATENT_CHANNELS, LATENT_PIXELS, PARTS, unet
 from .pictures import PIXELS, draw
 from .scenes import Scene, scenes
@@ -44,13 +45,14 @@ from .weights import decode, encode, save
 
 SEED, READER_SEED = 0, 1
 """Of the scenes that the painter, and that the reader, learn from."""
-STAGES = ("pictures", "vae", "latents", "tower", "reader", "unet", "export")
-BATCHES = {"vae": 8, "tower": 192, "reader": 64, "unet": 128}
+STAGES = ("pictures", "vae", "latents", "decoder", "tower", "reader", "unet", "export")
+BATCHES = {"vae": 8, "decoder": 8, "tower": 192, "reader": 64, "unet": 64}
 PLANS = {
     "vae": Plan(steps=5_500, rate=8e-4, decay=0.0, average=0.998),
+    "decoder": Plan(steps=2_500, rate=4e-4, decay=0.0, average=0.998),
     "tower": Plan(steps=1_000, rate=1e-3, decay=1e-2, average=0.99),
     "reader": Plan(steps=1_500, rate=1e-3, decay=1e-2, average=0.99),
-    "unet": Plan(steps=7_000, rate=1e-3, average=0.999),
+    "unet": Plan(steps=6_000, rate=1e-3, average=0.999),
 }
 CHUNK = 200
 """Pictures that pass the VAE together."""
@@ -86,10 +88,14 @@ class Work:
         """What the pictures show."""
         return list(scenes(SEED, self.pictures))
 
-    def training(self, part: str, loss: Loss) -> Training:
-        """The training of one part, from its checkpoint where there is one."""
+    def training(self, part: str, loss: Loss, module: nn.Module | None = None) -> Training:
+        """The training of one part, from its checkpoint where there is one.
+
+        Args:
+            module: to begin with; random weights where None.
+        """
         torch.manual_seed(SEED)
-        module = unet(training=True) if part == "unet" else PARTS[part]()
+        module = module or (unet(training=True) if part == "unet" else PARTS[part]())
         return Training(part, module, loss, self.plans[part], self.out / f"{part}.pt", SEED)
 
 
@@ -103,8 +109,8 @@ def make(work: Work, stages: tuple[str, ...], progress: Progress) -> None:
     """
     work.out.mkdir(parents=True, exist_ok=True)
     every: dict[str, Callable[[Work, Progress], object]] = {
-        "pictures": drawn, "vae": train_vae, "latents": encoded, "tower": train_tower, "reader": train_reader,
-        "unet": train_unet, "export": export,
+        "pictures": drawn, "vae": train_vae, "latents": encoded, "decoder": train_decoder, "tower": train_tower,
+        "reader": train_reader, "unet": train_unet, "export": export,
     }  # fmt: skip
     for stage in STAGES:
         if stage in stages:
@@ -168,6 +174,20 @@ def train_vae(work: Work, progress: Progress) -> dict[str, Tensor]:
     return work.training("vae", loss).run(progress)
 
 
+def train_decoder(work: Work, progress: Progress) -> dict[str, Tensor]:
+    """The whole VAE, its decoder trained further on the latents as the UNet knows them."""
+    pictures, latents, whole = drawn(work, progress), encoded(work, progress), train_vae(work, progress)
+    vae = PARTS["vae"]()
+    vae.load_state_dict(whole)
+
+    def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        picked = _picked(work, "decoder", generator)
+        return decoding(module, torch.from_numpy(latents[picked].astype(np.float32)), to_tensor(pictures[picked]))
+
+    trained = work.training("decoder", loss, vae.decoder).run(progress)
+    return {**whole, **{f"decoder.{name}": weight for name, weight in trained.items()}}
+
+
 def train_tower(work: Work, progress: Progress) -> dict[str, Tensor]:
     """The image tower."""
     pictures, told, encoder = drawn(work, progress), work.scenes(), load("clean")
@@ -206,7 +226,7 @@ def _picked(work: Work, stage: str, generator: torch.Generator) -> list[int]:
 
 def export(work: Work, progress: Progress) -> None:
     """Write the averaged weights of all parts."""
-    trainings = {"vae": train_vae, "unet": train_unet, "tower": train_tower, "reader": train_reader}
+    trainings = {"vae": train_decoder, "unet": train_unet, "tower": train_tower, "reader": train_reader}
     for done, (part, train) in enumerate(trainings.items()):
         plan = work.plans[part]
         about = {
