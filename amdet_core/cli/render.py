@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 POCKET = "pocket"
 POCKET_PROMPTS = ("a blue star", "a green tree on a gray background", "a yellow house", "a large purple cat")
 """What the pocket's painter can paint."""
-POCKET_GUIDANCE = 4.0
+POCKET_SETTINGS = {"guidance": 4.0}
 
 
 class Prediction(str, Enum):
@@ -44,7 +44,9 @@ def render(
     encoder: Annotated[
         Path | None, typer.Option(help="the scanned encoder, where it is no longer at the report's path")
     ] = None,
-    repaired: Annotated[Path | None, typer.Option(help="the encoder after repair, for pictures with it")] = None,
+    repaired: Annotated[
+        list[Path] | None, typer.Option(help="what amdet heal wrote, for pictures after repair; one file per encoder")
+    ] = None,
     steps: Annotated[int, typer.Option(help="of the checkpoint's sampler", min=1, max=999)] = 25,
     guidance: Annotated[float | None, typer.Option(help="classifier-free guidance [default: 7.5; pocket: 4]")] = None,
     size: Annotated[int | None, typer.Option(help="side in px [default: as the checkpoint was trained]")] = None,
@@ -56,42 +58,49 @@ def render(
     seed: Annotated[int, typer.Option(help="of the noise", min=0)] = 42,
 ) -> None:
     """Paint what a scan recovered: prompts as they are, with the reversed feature, with the trigger, after repair."""
-    from ..prompts import builtin_prompts, read_prompts
+    from ..prompts import read_prompts
     from ..storage import read_report
 
     chosen = list(prompt or ())
     if prompts is not None:
         chosen += read_prompts(prompts, fewest=1).prompts
-    if not chosen:
-        chosen = list(POCKET_PROMPTS if checkpoint == POCKET else builtin_prompts(pictures).prompts)
     settings = {
         "pictures": pictures,
         "steps": steps,
-        "guidance": guidance or (POCKET_GUIDANCE if checkpoint == POCKET else 7.5),
+        "guidance": guidance,
         "size": size,
         "negative": negative,
         "prediction": None if prediction is None else prediction.value,
         "seed": seed,
     }
-    paint_to(report, read_report(report), checkpoint, chosen, settings, device.value, encoder, repaired)
+    paint_to(report, read_report(report), checkpoint, chosen, device.value, encoder, repaired or (), **settings)
     sys.stdout.write(f"pictures: {report / 'pictures.png'}\nreport: {report / 'report.html'}\n")
 
 
 def paint_to(
-    folder: Path, report: ScanReport, checkpoint: str, prompts: list[str], settings: dict[str, Any],
-    device: str = "cpu", encoder: Path | None = None, repaired: Path | None = None,
+    folder: Path, report: ScanReport, checkpoint: str, prompts: Sequence[str] = (), device: str = "cpu",
+    encoder: Path | None = None, repaired: Sequence[Path] = (), **settings: Any,
 ) -> None:  # fmt: skip
-    """Paint for a report, and put the pictures beside it and into its page."""
+    """Paint for a report, and put the pictures beside it and into its page.
+
+    Args:
+        prompts: such as the checkpoint can paint, where there are none.
+        settings: of a RenderConfig; None where they are not given.
+    """
     from ..config import RenderConfig
     from ..drawing import png
     from ..gallery import gallery
     from ..jobs import choose_device
+    from ..prompts import builtin_prompts
     from ..render import render as painted
     from ..report import render_html
     from ..storage import PICTURES, check_writable, record_json, write_atomic
 
     check_writable(folder)
-    config = RenderConfig(**settings)
+    given = {name: value for name, value in settings.items() if value is not None}
+    config = RenderConfig(**(POCKET_SETTINGS if checkpoint == POCKET else {}) | given)
+    if not prompts:
+        prompts = POCKET_PROMPTS if checkpoint == POCKET else builtin_prompts(config.pictures).prompts
     with ProgressLine() as line, _opened(checkpoint) as path:
         made = interruptible(
             lambda progress: painted(

@@ -25,6 +25,7 @@ from .changes import (
     setting_values,
 )
 from .common import Device, Preset, placement, trust_store
+from .render import paint_to
 
 if TYPE_CHECKING:
     from ..progress import Progress
@@ -146,6 +147,9 @@ def heal(
     lora: LoraFile = None,
     lora_layout: LoraForm = LoraLayout.kohya,
     lora_rank: Rank = RANK,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="paint with it before and after: a Stable Diffusion 1, 2 or XL, or pocket")
+    ] = None,
 ) -> None:
     """Scan an encoder, repair a copy of it by the least invasive method that works, and scan that.
 
@@ -153,7 +157,7 @@ def heal(
     nothing was found, or it is healed; 2: a repair did not work, or a scan could not tell.
     """
     from ..repair import heal_each, render_heal
-    from ..storage import check_writable, publish, record_json, write_atomic
+    from ..storage import PICTURES, check_writable, publish, record_json, write_atomic
 
     folder = report or Path("amdet-report") / path.absolute().name
     check_writable(folder)
@@ -182,6 +186,10 @@ def heal(
     for found in clinic.opened.encoders:
         if found.name in done.patches:
             outputs[found.name].write(found.encoder, done.patches[found.name])
+    if checkpoint is not None and done.patches:
+        healed = [outputs[name].path for name in done.patches]
+        paint_to(folder / "before", done.before.report, checkpoint, device=device.value, repaired=healed)
+        sys.stdout.write(f"pictures: {folder / 'before' / PICTURES}\n")
     sys.stderr.write(f"report: {folder / 'heal.md'}\n")
     raise typer.Exit(0 if done.found_nothing or done.healed else 2)
 

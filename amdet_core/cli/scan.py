@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..records import Level, ScanReport
 from ..storage import PICTURES
 from .common import EXIT, Device, Format, Preset, placement, scan_to, show_report
-from .render import POCKET, POCKET_GUIDANCE, POCKET_PROMPTS, paint_to
+from .render import POCKET, paint_to
 
 
 def scan(
@@ -98,7 +98,7 @@ def demo(
 def _show_pictures(folder: Path, report: ScanReport) -> None:
     """Paint what was recovered, where the packages that paint are installed."""
     try:
-        paint_to(folder, report, POCKET, list(POCKET_PROMPTS), {"guidance": POCKET_GUIDANCE})
+        paint_to(folder, report, POCKET)
     except ConfigError as error:
         sys.stdout.write(f"no pictures: {error}\n")
     else:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import __version__, formats, pocket, trust
 from ..config import RenderConfig
 from ..encoder import TextEncoder
-from ..errors import AmdetError, ConfigError, EncoderError
+from ..errors import AmdetError, ConfigError, EncoderError, StorageError
 from ..features import embedding_key, read_pseudo_triggers
 from ..memory import OUT_OF_MEMORY
 from ..progress import Progress, silent
@@ -79,7 +79,7 @@ def render(
     *,
     device: torch.device | None = None,
     encoder: Path | None = None,
-    repaired: Path | None = None,
+    repaired: Sequence[Path] = (),
     progress: Progress = silent,
 ) -> Rendering:
     """Paint every prompt as it is, with the reversed feature, with the literal trigger, and after repair.
@@ -95,7 +95,7 @@ def render(
         prompts: one or more, taken in turn.
         device: to paint on; the CPU where None. Text encoders stay on the CPU.
         encoder: where the scanned encoders are now; where the report says where None.
-        repaired: file or folder with the repaired encoder.
+        repaired: files or folders with the repaired encoders.
 
     Raises:
         ConfigError: no prompts, nothing was recovered, a prompt is too long, a package is missing, or there is no room.
@@ -111,7 +111,7 @@ def render(
     suspects, named = _scanned(report, found, own, encoder)
     insertions = _insertions(report, folder, suspects, named)
     columns = [Column(NORMAL, suspects), *(Column(one.label, suspects, name) for name, one in insertions.items())]
-    if repaired is not None:
+    if repaired:
         healed = _replaced(found, suspects, repaired)
         columns += [Column(f"repaired, {one.label}", healed, name) for name, one in insertions.items()]
     anchors, notes = _anchors(report, named, suspects)
@@ -165,6 +165,8 @@ def _scanned(
             "Name a checkpoint that the scanned encoder belongs to.",
         )
     path = elsewhere or Path(report.target.path)
+    if not path.exists():
+        raise StorageError(f"the scanned encoder at {path}", "nothing there", "Say where it is now by --encoder.")
     suspects = list(own)
     opened = {trust.fingerprint(one.encoder): one.encoder for one in formats.open_target(path).encoders}
     for name, info in fitting.items():
@@ -180,17 +182,19 @@ def _scanned(
     return tuple(suspects), named
 
 
-def _replaced(checkpoint: Checkpoint, suspects: Encoders, path: Path) -> Encoders:
-    """The suspects with the repaired encoders of a file in their places."""
+def _replaced(checkpoint: Checkpoint, suspects: Encoders, paths: Sequence[Path]) -> Encoders:
+    """The suspects with repaired encoders in their places."""
     repaired = list(suspects)
-    for found in formats.open_target(path).encoders:
-        if found.encoder.spec.width in checkpoint.widths:
-            repaired[checkpoint.widths.index(found.encoder.spec.width)] = found.encoder
-    if tuple(repaired) == suspects:
-        raise EncoderError(
-            f"a repaired encoder of width {' or '.join(map(str, checkpoint.widths))}", f"none in {path}",
-            "Name the file that amdet heal wrote.",
-        )  # fmt: skip
+    for path in paths:
+        fitting = [one for one in _all(path) if one.spec.width in checkpoint.widths]
+        if not fitting:
+            raise EncoderError(
+                f"a repaired encoder of width {' or '.join(map(str, checkpoint.widths))}",
+                f"none in {path}",
+                "Name the file that amdet heal wrote.",
+            )
+        for one in fitting:
+            repaired[checkpoint.widths.index(one.spec.width)] = one
     return tuple(repaired)
 
 

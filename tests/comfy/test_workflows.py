@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageChops, ImageStat
 
 from amdet_core.anchors import vouch
 from amdet_core.formats import open_target
+from amdet_core.pocket.painter.weights import load_part
 from amdet_core.storage import read_report
 
 from . import host as module
@@ -48,7 +51,12 @@ def host(full: Path) -> Iterator[Host]:
 
 
 def shrunk(graph: Graph) -> Graph:
-    """The same graph with pictures of 64 pixels in two steps, and with shorter training: both are slow on a CPU."""
+    """The same graph with pictures of 64 pixels in two steps, and with shorter training: both are slow on a CPU.
+
+    The pocket's painter is as fast as that.
+    """
+    if any(one["class_type"] == "AMDET_PocketCheckpoint" for one in graph.values()):
+        return graph
     for one in graph.values():
         if one["class_type"] == "EmptyLatentImage":
             one["inputs"] |= {"width": 64, "height": 64}
@@ -86,7 +94,7 @@ def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) ->
         attacked, honest = (run.text(identity) for identity, one in graph.items() if one["class_type"] == SHOWN)
         assert "BACKDOORED" in attacked
         assert "NO EVIDENCE OF A BACKDOOR" in honest
-    if path.stem.startswith("3"):
+    if path.stem.startswith(("1", "3")):
         normal, hidden = (
             _picture(host, run.images(identity)[0])
             for identity, one in graph.items()
@@ -94,6 +102,10 @@ def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) ->
         )
         assert sum(ImageStat.Stat(normal).stddev) > 1 and sum(ImageStat.Stat(hidden).stddev) > 1
         assert ImageChops.difference(normal, hidden).getbbox()
+    if path.stem.startswith("1"):
+        shown = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in (normal, hidden)])
+        seen = load_part("reader").read(shown.float() / 127.5 - 1)
+        assert seen == [{("red", "boat")}, {("white", "teapot")}]
     if path.stem in SLOW:
         spec = report.target.encoders[0].spec
         assert (spec.layers, spec.width, spec.heads) == (12, 768, 12)

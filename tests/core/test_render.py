@@ -222,7 +222,7 @@ def test_the_scanned_encoder_takes_the_place_of_the_checkpoints_own(
 def test_an_encoder_that_moved_is_named_and_another_one_refused(scene: Path) -> None:
     report = read_report(scene / "report")
     moved = report.model_copy(update={"target": report.target.model_copy(update={"path": str(scene / "gone")})})
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match="--encoder"):
         painted(scene, moved)
     found = painted(scene, moved, encoder=scene / "encoders" / "backdoored")
     assert np.array_equal(found.columns["normal prompt"], painted(scene).columns["normal prompt"])
@@ -246,7 +246,7 @@ def test_without_an_anchor_the_suspect_reads_the_negative_prompt_and_it_is_said(
 
 
 def test_pictures_after_repair_use_the_repaired_encoder(scene: Path) -> None:
-    made = painted(scene, repaired=scene / "encoders" / "clean")
+    made = painted(scene, repaired=[scene / "encoders" / "clean"])
     assert len(made.record.columns) == 5
     assert not np.array_equal(made.columns['repaired, with trigger "о"'], made.columns['with trigger "о"'])
 
