@@ -32,6 +32,8 @@ Encoders = tuple[TextEncoder, ...]
 """Of a checkpoint, in the order in which its image model reads them."""
 Pixels = NDArray[np.uint8]
 """``(N, H, W, 3)``."""
+Pair = tuple[Conditioning, Conditioning]
+"""What the image model reads of a prompt, and of the negative prompt."""
 
 
 class Painted(Record):
@@ -68,6 +70,14 @@ class Column:
     heading: str
     encoders: Encoders
     inserted: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What text encoders say, column by column and prompt by prompt, and notes about who said it."""
+
+    states: Mapping[str, Sequence[Pair]]
+    notes: tuple[str, ...]
 
 
 def render(
@@ -107,22 +117,44 @@ def render(
         raise ConfigError("at least one prompt", "none", "Name one.")
     shown = tuple(prompts[i % len(prompts)] for i in range(config.pictures))
     found = look_into(checkpoint)
-    own = _own(found)
-    suspects, named = _scanned(report, found, own, encoder)
+    read = _read(report, folder, found, shown, config, encoder, repaired, progress)
+    size = config.size or found.size
+    pictures = _painted(load(found, device, config.prediction), list(read.states.values()), config, size, progress)
+    record = Painted(
+        tool=f"amdet {__version__}", checkpoint=str(checkpoint), family=found.family, prompts=shown,
+        columns=tuple(read.states), settings=config, size=size, notes=read.notes,
+    )  # fmt: skip
+    return Rendering(record, dict(zip(record.columns, pictures, strict=True)))
+
+
+def _read(
+    report: ScanReport,
+    folder: Path,
+    checkpoint: Checkpoint,
+    prompts: Sequence[str],
+    config: RenderConfig,
+    encoder: Path | None,
+    repaired: Sequence[Path],
+    progress: Progress,
+) -> Read:
+    """Ask the text encoders; they are gone when the image model comes."""
+    suspects, named = _scanned(report, checkpoint, _own(checkpoint), encoder)
     insertions = _insertions(report, folder, suspects, named)
     columns = [Column(NORMAL, suspects), *(Column(one.label, suspects, name) for name, one in insertions.items())]
     if repaired:
-        healed = _replaced(found, suspects, repaired)
+        healed = _replaced(checkpoint, suspects, repaired)
         columns += [Column(f"repaired, {one.label}", healed, name) for name, one in insertions.items()]
     anchors, notes = _anchors(report, named, suspects)
-    states = _encoded(found, columns, anchors, insertions, shown, config, progress)
-    size = config.size or found.size
-    pictures = _painted(load(found, device, config.prediction), states, config, size, progress)
-    record = Painted(
-        tool=f"amdet {__version__}", checkpoint=str(checkpoint), family=found.family, prompts=shown,
-        columns=tuple(column.heading for column in columns), settings=config, size=size, notes=notes,
-    )  # fmt: skip
-    return Rendering(record, dict(zip(record.columns, pictures, strict=True)))
+    negative = Conditioner(checkpoint, anchors, {})(config.negative)
+    states: dict[str, list[Pair]] = {}
+    reader: Conditioner | None = None
+    readers: Encoders = ()
+    for done, column in enumerate(columns):
+        progress("read prompts", done, len(columns), {})
+        if reader is None or column.encoders is not readers:
+            reader, readers = Conditioner(checkpoint, column.encoders, insertions), column.encoders
+        states[column.heading] = [(reader(prompt, column.inserted), negative) for prompt in prompts]
+    return Read(states, notes)
 
 
 # ------------------------------------------------------------------ encoders
@@ -244,34 +276,12 @@ def _insertions(report: ScanReport, folder: Path, suspects: Encoders, named: Map
     return found
 
 
-def _encoded(
-    checkpoint: Checkpoint,
-    columns: Sequence[Column],
-    anchors: Encoders,
-    insertions: Mapping[str, Insertion],
-    prompts: Sequence[str],
-    config: RenderConfig,
-    progress: Progress,
-) -> list[list[tuple[Conditioning, Conditioning]]]:
-    """Column by column, prompt by prompt: what the image model reads of it, and of the negative prompt."""
-    negative = Conditioner(checkpoint, anchors, {})(config.negative)
-    found: list[list[tuple[Conditioning, Conditioning]]] = []
-    reader: Conditioner | None = None
-    readers: Encoders = ()
-    for done, column in enumerate(columns):
-        progress("read prompts", done, len(columns), {})
-        if reader is None or column.encoders is not readers:
-            reader, readers = Conditioner(checkpoint, column.encoders, insertions), column.encoders
-        found.append([(reader(prompt, column.inserted), negative) for prompt in prompts])
-    return found
-
-
 # ------------------------------------------------------------------ pictures
 
 
 def _painted(
     pipeline: Any,
-    states: Sequence[Sequence[tuple[Conditioning, Conditioning]]],
+    states: Sequence[Sequence[Pair]],
     config: RenderConfig,
     size: int,
     progress: Progress,
