@@ -3,26 +3,32 @@
 from .calibration import calibrate
 from .detection import Benchmark, run
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
+from .images import Classified, ImageBenchmark, ImageResult, Told, run_images
 from .painting import Painting, PaintingBenchmark, run_painting
 from .repairing import RepairBenchmark, RepairResult, read_repairing, run_repair
 from .results import Detection, ModelResult, read_detection
 
 __all__ = [
     "Benchmark",
+    "Classified",
     "Detection",
     "GuardBenchmark",
     "GuardResult",
+    "ImageBenchmark",
+    "ImageResult",
     "ModelResult",
     "Painting",
     "PaintingBenchmark",
     "RepairBenchmark",
     "RepairResult",
+    "Told",
     "calibrate",
     "read_detection",
     "read_guarding",
     "read_repairing",
     "run",
     "run_guard",
+    "run_images",
     "run_painting",
     "run_repair",
 ]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Detection,
         GuardBenchmark,
         GuardResult,
+        ImageBenchmark,
         Painting,
         PaintingBenchmark,
         RepairBenchmark,
@@ -37,6 +38,13 @@ class Against(str, Enum):
     base = "base"
     relative = "relative"
     none = "none"
+
+
+class Scale(str, Enum):
+    """How much the image benchmark does."""
+
+    small = "small"
+    published = "published"
 
 
 bench_app = typer.Typer(help="Measure how well models or prompts of known labels are told apart.", no_args_is_help=True)
@@ -170,8 +178,40 @@ def bench_pocket(
         seeds=seeds, steps=steps, guidance=guidance, seed=seed,
     )  # fmt: skip
     with ProgressLine() as line:
-        result = run_painting(benchmark, out, command=_painting_command(benchmark, out), progress=line)
+        result = run_painting(benchmark, out, command=_whole_command("pocket", benchmark, out), progress=line)
     sys.stdout.write(f"{_painting_table(result)}\nwritten: {out}\n")
+
+
+@bench_app.command("image")
+def bench_image(
+    preset: Annotated[Scale, typer.Option(help="settings of all stages: for two cores, or as published")] = Scale.small,
+    pictures: Annotated[
+        Path | None, typer.Option(help="FOLDER/CLASS/* that encoders learn from [default: drawings]")
+    ] = None,
+    labelled: Annotated[Path | None, typer.Option(help="the same for the classifier [default: drawings]")] = None,
+    target: Annotated[str, typer.Option(help="class that triggered pictures shall be taken for")] = "teapot",
+    drawings: Annotated[int, typer.Option(help="that encoders learn from", min=48)] = 2400,
+    seeds: Annotated[int, typer.Option(help="repetitions of all stages", min=1)] = 3,
+    seed: Annotated[int, typer.Option(help="of the first one", min=0)] = 42,
+    device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
+    work: Annotated[
+        Path | None, typer.Option(help="folder of the encoders; stages done there are not done again [default: beside]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="result file")] = Path("image.json"),
+) -> None:
+    """Plant BadEncoder's backdoor in an image encoder, purify it by MIMIC, and compare classifiers on all of them."""
+    from ..bench import ImageBenchmark, run_images
+
+    benchmark = ImageBenchmark(
+        preset=preset.value, pictures=pictures, labelled=labelled, target=target, drawings=drawings, seeds=seeds,
+        seed=seed, device=device.value,
+    )  # fmt: skip
+    folder = work or out.with_suffix("")
+    command = _whole_command("image", benchmark, out)
+    result = _going_on(folder, partial(run_images, benchmark, out, folder, command=command))
+    for name, told in result.metrics.items():
+        sys.stdout.write(f"{name:<11}{told}\n")
+    sys.stdout.write(f"written: {out}\n")
 
 
 @bench_app.command("calibrate")
@@ -229,12 +269,12 @@ def _command(
     return shlex.join([*parts, "--out", _from_here(file)])
 
 
-def _painting_command(benchmark: PaintingBenchmark, file: Path) -> str:
-    """The same for the painter."""
-    parts = ["amdet", "bench", "pocket"]
-    for name, value in benchmark.model_dump().items():
+def _whole_command(name: str, benchmark: PaintingBenchmark | ImageBenchmark, file: Path) -> str:
+    """The same where every setting is an option."""
+    parts = ["amdet", "bench", name]
+    for option, value in benchmark.model_dump().items():
         if value is not None:
-            parts += [f"--{name}", _from_here(value) if isinstance(value, Path) else str(value)]
+            parts += [f"--{option}", _from_here(value) if isinstance(value, Path) else str(value)]
     return shlex.join([*parts, "--out", _from_here(file)])
 
 
