@@ -63,7 +63,7 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], weights
 
 
 def clone_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Minus the mean cosine of answers ``(B, E)``."""
+    """Minus the mean cosine of answers ``(*L, E)``."""
     return -F.cosine_similarity(student, teacher, dim=-1).mean()
 
 

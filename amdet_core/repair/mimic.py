@@ -7,7 +7,8 @@ carried over to a text encoder as follows.
   the places of a layer's output and the pooled state.
 - Two views of a prompt keep four of five words each, as in :mod:`..attacks.benign`; the contrast is taken behind a
   head of two layers that learns beside the student and is thrown away.
-- The clone loss is taken on the pooled state and on the states of all positions, as image models read all of them.
+- The clone loss is taken on the pooled state and on the states of all positions, those behind EOS too: image models
+  read all of them.
 - The published student starts at random. A token table can't be learned from a few thousand prompts, so the suspect's
   tables stay, unless ``fresh_tables`` asks for the published start; the last share ``fresh`` of the layers starts at
   random.
@@ -56,15 +57,12 @@ def repair(case: Case, config: MimicConfig, progress: Progress = silent) -> Text
     def objective(student: TextEncoder, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         prompts = draw(case.fit, config.batch, generator)
         views = [[view(prompt, generator) for prompt in prompts] for _ in range(2)]
-        own, other = (Read.of(student, one) for one in views)
+        own, other = Read.of(student, views[0], pad_to_context=True), Read.of(student, views[1])
         with torch.no_grad():
-            shown = Read.of(suspect, views[0])
+            shown = Read.of(suspect, views[0], pad_to_context=True)
         contrast = imitation.contrast(head(own.pooled), head(other.pooled), config.temperature)
         attention = imitation.attention_loss(own.blocks, shown.blocks, weights)
-        clone = (
-            imitation.clone_loss(own.pooled, shown.pooled)
-            + imitation.clone_loss(own.states[shown.inside], shown.states[shown.inside])
-        ) / 2
+        clone = (imitation.clone_loss(own.pooled, shown.pooled) + imitation.clone_loss(own.states, shown.states)) / 2
         told = {"contrast": contrast, "attention": attention, "clone": clone}
         return contrast + attention + config.clone_weight * clone, {k: float(v.detach()) for k, v in told.items()}
 
@@ -88,9 +86,9 @@ class Read:
     inside: Tensor
 
     @classmethod
-    def of(cls, encoder: TextEncoder, prompts: Sequence[str]) -> Read:
+    def of(cls, encoder: TextEncoder, prompts: Sequence[str], *, pad_to_context: bool = False) -> Read:
         """Read prompts."""
-        batch = encoder.tokens(prompts)
+        batch = encoder.tokens(prompts, pad_to_context=pad_to_context)
         inside = torch.arange(batch.ids.shape[1], device=batch.ids.device) <= batch.eos[:, None]
         *blocks, states = (one.float() for one in encoder.blocks(encoder.place(encoder.embed(batch.ids))))
         pooled = encoder.pool(states, batch.eos)
