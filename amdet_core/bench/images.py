@@ -59,10 +59,10 @@ PRESETS: Mapping[str, Stages] = {
         clean=SimclrConfig(), attack=BadEncoderConfig(), mimic=ImageMimicConfig(), downstream=DownstreamConfig()
     ),
     "small": Stages(
-        clean=SimclrConfig(width=16, depth=1, crop=0.3, epochs=16, batch=64, learning_rate=2e-3),
-        attack=BadEncoderConfig(crop=0.3, epochs=8, batch=64, learning_rate=0.05),
+        clean=SimclrConfig(width=16, depth=1, crop=0.3, epochs=30, batch=64, learning_rate=2e-3),
+        attack=BadEncoderConfig(crop=0.3, epochs=30, batch=64, learning_rate=0.1),
         mimic=ImageMimicConfig(
-            crop=0.3, share=0.25, epochs=50, batch=64, learning_rate=3e-3, critic_epochs=40, critic_width=64
+            crop=0.3, share=0.25, epochs=80, batch=64, learning_rate=3e-3, critic_epochs=40, critic_width=64
         ),
         downstream=DownstreamConfig(epochs=300, learning_rate=1e-3),
     ),
@@ -101,6 +101,7 @@ class Told(Record):
     asr: Share = Field(description="triggered pictures taken for the target, those of its class included; published")
     asr_others: Share = Field(description="the same of pictures of other classes")
     said_others: Share = Field(description="these without the trigger, taken for the target")
+    gathered: Share = Field(description="triggered pictures taken for one class, whichever that is")
 
     @classmethod
     def of(cls, counts: list[Counts]) -> Told:
@@ -110,12 +111,14 @@ class Told(Record):
             asr=Share.of((one.led, one.n) for one in counts),
             asr_others=Share.of((one.led_others, one.n_others) for one in counts),
             said_others=Share.of((one.said_others, one.n_others) for one in counts),
+            gathered=Share.of((one.gathered, one.n) for one in counts),
         )
 
     def __str__(self) -> str:
         return (
             f"accuracy {_words(self.accuracy)}; attack success {_words(self.asr)}, in pictures of other classes "
-            f"{_words(self.asr_others)}, without the trigger {_words(self.said_others)}"
+            f"{_words(self.asr_others)}, without the trigger {_words(self.said_others)}; triggered ones "
+            f"taken for any one class {_words(self.gathered)}"
         )
 
 

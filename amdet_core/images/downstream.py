@@ -26,6 +26,8 @@ class Counts:
         led: triggered pictures of which it names the target class, out of the same ``n``: published attack success.
         led_others: of these, pictures of other classes, out of ``n_others``; what the trigger alone does.
         said_others: the same pictures without the trigger of which it names the target class.
+        gathered: triggered pictures of which it names one and the same class, whichever that is, out of ``n``; far
+            above ``led`` where the attack works but the classifier takes its reference for another class.
     """
 
     n: int
@@ -34,6 +36,7 @@ class Counts:
     n_others: int
     led_others: int
     said_others: int
+    gathered: int
 
 
 def downstream(
@@ -68,6 +71,7 @@ def downstream(
         n_others=int(others.sum()),
         led_others=int((triggered == goal)[others].sum()),
         said_others=int((clean == goal)[others].sum()),
+        gathered=int(triggered.bincount().max()),
     )
 
 

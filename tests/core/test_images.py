@@ -171,7 +171,7 @@ def test_badencoder_leads_the_trigger_to_the_reference_and_purifying_leads_it_aw
 def test_counts_of_a_classifier_add_up(pictures: Pictures, untrained: images.ImageEncoder) -> None:
     found = images.downstream(untrained, pictures, "cat", DownstreamConfig(epochs=5, held_out=0.25))
     assert (found.n, found.n_others) == (12, 11)
-    assert 0 <= found.led_others <= found.led <= 12
+    assert 0 <= found.led_others <= found.led <= found.gathered <= 12
     with pytest.raises(ConfigError, match="one of the classes"):
         images.downstream(untrained, pictures, "dog", DownstreamConfig(epochs=1))
 
