@@ -59,10 +59,10 @@ PRESETS: Mapping[str, Stages] = {
         clean=SimclrConfig(), attack=BadEncoderConfig(), mimic=ImageMimicConfig(), downstream=DownstreamConfig()
     ),
     "small": Stages(
-        clean=SimclrConfig(width=16, depth=1, crop=0.3, epochs=30, batch=64, learning_rate=2e-3),
-        attack=BadEncoderConfig(crop=0.3, epochs=30, batch=64, learning_rate=0.1),
+        clean=SimclrConfig(width=16, depth=1, crop=0.3, epochs=24, batch=64, learning_rate=2e-3),
+        attack=BadEncoderConfig(crop=0.3, epochs=25, batch=64, learning_rate=0.1),
         mimic=ImageMimicConfig(
-            crop=0.3, share=0.25, epochs=80, batch=64, learning_rate=3e-3, critic_epochs=40, critic_width=64
+            crop=0.3, share=0.25, epochs=150, batch=64, learning_rate=3e-3, critic_epochs=40, critic_width=64
         ),
         downstream=DownstreamConfig(epochs=300, learning_rate=1e-3),
     ),
