@@ -204,6 +204,12 @@ class TextEncoder:
             x, _, _ = self._layer(layer, x, mask, past)
         return self._norm(FINAL_NORM, x).reshape(*lead, *x.shape[-2:])
 
+    def blocks(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """Output of every layer, then the final states: placed embeddings ``(B, T, D)`` -> each ``(B, T, D)``."""
+        x, mask = hidden, self._mask(hidden)
+        outputs = [x := self._layer(layer, x, mask, None)[0] for layer in range(self.spec.layers)]
+        return (*outputs, self._norm(FINAL_NORM, x))
+
     def prefix(self, hidden: Tensor) -> Prefix:
         """Keys and values of placed embeddings ``(B, P, D)``, to be shared by what follows them."""
         if not self.spec.causal:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from amdet_core import config
+from amdet_core import config, config_mimic
 from amdet_core.bench import Detection, RepairResult, read_detection, read_repairing
 from amdet_core.calibration import Calibration
 from amdet_core.report import schema_json
@@ -32,7 +32,7 @@ def configuration() -> str:
 def _configuration() -> Iterator[str]:
     yield "# Settings\n"
     yield "The settings of every algorithm with their defaults, as a report records them under `config`."
-    yield "This page is generated from `amdet_core/config.py`.\n"
+    yield "This page is generated from `amdet_core/config.py` and `amdet_core/config_mimic.py`.\n"
     for kind in (
         config.ScanConfig,
         config.ContrastConfig,
@@ -56,6 +56,11 @@ def _configuration() -> Iterator[str]:
         config.EraseConfig,
         config.HealConfig,
         config.RenderConfig,
+        config_mimic.MimicConfig,
+        config_mimic.SimclrConfig,
+        config_mimic.BadEncoderConfig,
+        config_mimic.ImageMimicConfig,
+        config_mimic.DownstreamConfig,
     ):
         yield f"## {kind.__name__}\n\n{inspect.getdoc(kind)}\n"
         yield "| setting | default | meaning |\n|---|---|---|"

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "amdet_core"
 
-GROUND = {"errors", "records", "config", "progress"}
+GROUND = {"errors", "records", "config", "config_mimic", "progress"}
 DATA = {
     "background",
     "memory",
@@ -22,6 +22,7 @@ DATA = {
     "attention",
     "encoder",
     "losses",
+    "imitation",
     "prompts",
     "storage",
     "patch",
@@ -40,14 +41,15 @@ LAYERS = [
     {"pipeline", "scan", "attacks", "pocket"},
     {"anchors"},
     {"jobs"},
-    {"zoo", "repair", "render"},
+    {"zoo", "repair", "render", "images"},
     {"bench"},
     {"cli", "terminal"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ONE_HOME = {
-    "PIL": {"drawing", "attacks"},
+    "PIL": {"drawing", "attacks", "images"},
+    "torchvision": {"images"},
     "matplotlib": set(),
     "jinja2": {"report"},
     "transformers": {"pocket", "attacks", "render"},

@@ -108,7 +108,7 @@ def _contrastive(encoder: TextEncoder, fit: Sequence[str], config: FineTuneConfi
     def objective(student: TextEncoder, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         prompts = draw(fit, config.batch, generator)
         one, two = (
-            F.normalize(_pooled(student, [_view(p, generator) for p in prompts]) - centre, dim=-1) for _ in range(2)
+            F.normalize(_pooled(student, [view(p, generator) for p in prompts]) - centre, dim=-1) for _ in range(2)
         )
         scores = one @ two.T / config.temperature
         right = torch.arange(len(scores), device=scores.device)
@@ -120,7 +120,7 @@ def _contrastive(encoder: TextEncoder, fit: Sequence[str], config: FineTuneConfi
 def _distillation(encoder: TextEncoder, fit: Sequence[str], config: FineTuneConfig) -> Objective:
     def objective(student: TextEncoder, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         prompts = draw(fit, config.batch, generator)
-        answer = _pooled(student, [_view(prompt, generator) for prompt in prompts])
+        answer = _pooled(student, [view(prompt, generator) for prompt in prompts])
         return 1 - F.cosine_similarity(answer, encoder.encode(prompts), dim=-1).mean(), {}
 
     return objective
@@ -148,7 +148,7 @@ def _pooled(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
     return encoder.pool(encoder.states(batch), batch.eos).float()
 
 
-def _view(prompt: str, generator: torch.Generator) -> str:
+def view(prompt: str, generator: torch.Generator) -> str:
     """The prompt without some of its words, at least one of which stays."""
     words = prompt.split()
     kept = [word for word in words if float(torch.rand((), generator=generator)) < KEPT]

@@ -3,6 +3,7 @@
 from .calibration import calibrate
 from .detection import Benchmark, run
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
+from .images import Classified, ImageBenchmark, ImageResult, Told, run_images
 from .painting import Painting, PaintingBenchmark, run_painting
 from .picturing import PictureBenchmark, PictureResult, read_pictures, run_pictures
 from .repairing import RepairBenchmark, RepairResult, read_repairing, run_repair
@@ -10,9 +11,12 @@ from .results import Detection, ModelResult, read_detection
 
 __all__ = [
     "Benchmark",
+    "Classified",
     "Detection",
     "GuardBenchmark",
     "GuardResult",
+    "ImageBenchmark",
+    "ImageResult",
     "ModelResult",
     "Painting",
     "PaintingBenchmark",
@@ -20,6 +24,7 @@ __all__ = [
     "PictureResult",
     "RepairBenchmark",
     "RepairResult",
+    "Told",
     "calibrate",
     "read_detection",
     "read_guarding",
@@ -27,6 +32,7 @@ __all__ = [
     "read_repairing",
     "run",
     "run_guard",
+    "run_images",
     "run_painting",
     "run_pictures",
     "run_repair",

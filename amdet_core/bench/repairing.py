@@ -147,7 +147,7 @@ def run_repair(
     """Repair what a result file lacks; see :func:`.models.run_models`."""
     labels, policy = Labels.read(benchmark.zoo), load_policy(benchmark.policy)
     configs: list[Record | Config] = [policy, plan(policy, benchmark.preset, benchmark.seed), HealConfig()]
-    configs += [kind() for kind in CONFIGS.values()]
+    configs += [kind() for name, kind in CONFIGS.items() if name in METHODS]
     settings = "".join(one.model_dump_json() for one in configs)
     empty = RepairResult(
         command=command,

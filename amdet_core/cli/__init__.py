@@ -17,6 +17,7 @@ from .attack import attack_app, fine_tune
 from .bench import bench_app
 from .figures import figures_app
 from .guard import guard
+from .image import image_app
 from .pocket import pocket_app
 from .render import render
 from .repair import heal, repair
@@ -41,6 +42,7 @@ app.command("fine-tune")(fine_tune)
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(bench_app, name="bench")
 app.add_typer(figures_app, name="figures")
+app.add_typer(image_app, name="image")
 app.command()(demo)
 
 

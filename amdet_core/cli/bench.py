@@ -14,20 +14,17 @@ import typer
 
 from ..errors import ConfigError
 from ..terminal import ProgressLine
+from .bench_tables import detection_table, guard_table, painting_table, picture_table, repair_table
 from .common import Device, Preset
 
 if TYPE_CHECKING:
     from ..bench import (
         Benchmark,
-        Detection,
         GuardBenchmark,
-        GuardResult,
-        Painting,
+        ImageBenchmark,
         PaintingBenchmark,
         PictureBenchmark,
-        PictureResult,
         RepairBenchmark,
-        RepairResult,
     )
 
 T = TypeVar("T")
@@ -39,6 +36,13 @@ class Against(str, Enum):
     base = "base"
     relative = "relative"
     none = "none"
+
+
+class Scale(str, Enum):
+    """How much the image benchmark does."""
+
+    small = "small"
+    published = "published"
 
 
 bench_app = typer.Typer(help="Measure how well models or prompts of known labels are told apart.", no_args_is_help=True)
@@ -85,7 +89,7 @@ def bench_detection(
         file = Path(out.replace("{zoo}", name).replace("{policy}", judge.name))
         command = _command("detection", benchmark, file, ("policy", "anchor", "preset", "device", "seed", "sample"))
         result = _going_on(file, partial(run, benchmark, file, command=command))
-        sys.stdout.write(f"{_table(result)}\nwritten: {file}\n")
+        sys.stdout.write(f"{detection_table(result)}\nwritten: {file}\n")
 
 
 @bench_app.command("guard")
@@ -115,7 +119,7 @@ def bench_guard(
     )
     command = _command("guard", benchmark, file, ("prompts", "count", "device", "seed", "sample"))
     result = _going_on(file, partial(run_guard, benchmark, file, command=command))
-    sys.stdout.write(f"{_guard_table(result)}\nwritten: {file}\n")
+    sys.stdout.write(f"{guard_table(result)}\nwritten: {file}\n")
 
 
 @bench_app.command("repair")
@@ -143,7 +147,7 @@ def bench_repair(
     )
     command = _command("repair", benchmark, file, ("policy", "preset", "device", "seed", "sample"))
     result = _going_on(file, partial(run_repair, benchmark, file, command=command))
-    sys.stdout.write(f"{_repair_table(result)}\nwritten: {file}\n")
+    sys.stdout.write(f"{repair_table(result)}\nwritten: {file}\n")
 
 
 @bench_app.command("pictures")
@@ -173,7 +177,7 @@ def bench_pictures(
     )
     command = _command("pictures", benchmark, file, ("weights", "preset", "captions", "seed", "sample"))
     result = _going_on(file, partial(run_pictures, benchmark, file, command=command))
-    sys.stdout.write(f"{_picture_table(result)}\nwritten: {file}\n")
+    sys.stdout.write(f"{picture_table(result)}\nwritten: {file}\n")
 
 
 @bench_app.command("pocket")
@@ -202,8 +206,40 @@ def bench_pocket(
         seeds=seeds, steps=steps, guidance=guidance, seed=seed,
     )  # fmt: skip
     with ProgressLine() as line:
-        result = run_painting(benchmark, out, command=_painting_command(benchmark, out), progress=line)
-    sys.stdout.write(f"{_painting_table(result)}\nwritten: {out}\n")
+        result = run_painting(benchmark, out, command=_whole_command("pocket", benchmark, out), progress=line)
+    sys.stdout.write(f"{painting_table(result)}\nwritten: {out}\n")
+
+
+@bench_app.command("image")
+def bench_image(
+    preset: Annotated[Scale, typer.Option(help="settings of all stages: for two cores, or as published")] = Scale.small,
+    pictures: Annotated[
+        Path | None, typer.Option(help="FOLDER/CLASS/* that encoders learn from [default: drawings]")
+    ] = None,
+    labelled: Annotated[Path | None, typer.Option(help="the same for the classifier [default: drawings]")] = None,
+    target: Annotated[str, typer.Option(help="class that triggered pictures shall be taken for")] = "teapot",
+    drawings: Annotated[int, typer.Option(help="that encoders learn from", min=48)] = 2400,
+    seeds: Annotated[int, typer.Option(help="repetitions of all stages", min=1)] = 3,
+    seed: Annotated[int, typer.Option(help="of the first one", min=0)] = 42,
+    device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
+    work: Annotated[
+        Path | None, typer.Option(help="folder of the encoders; stages done there are not done again [default: beside]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="result file")] = Path("image.json"),
+) -> None:
+    """Plant BadEncoder's backdoor in an image encoder, purify it by MIMIC, and compare classifiers on all of them."""
+    from ..bench import ImageBenchmark, run_images
+
+    benchmark = ImageBenchmark(
+        preset=preset.value, pictures=pictures, labelled=labelled, target=target, drawings=drawings, seeds=seeds,
+        seed=seed, device=device.value,
+    )  # fmt: skip
+    folder = work or out.with_suffix("")
+    command = _whole_command("image", benchmark, out)
+    result = _going_on(folder, partial(run_images, benchmark, out, folder, command=command))
+    for name, told in result.metrics.items():
+        sys.stdout.write(f"{name:<11}{told}\n")
+    sys.stdout.write(f"written: {out}\n")
 
 
 @bench_app.command("calibrate")
@@ -264,122 +300,15 @@ def _command(
     return shlex.join([*parts, "--out", _from_here(file)])
 
 
-def _painting_command(benchmark: PaintingBenchmark, file: Path) -> str:
-    """The same for the painter."""
-    parts = ["amdet", "bench", "pocket"]
-    for name, value in benchmark.model_dump().items():
+def _whole_command(name: str, benchmark: PaintingBenchmark | ImageBenchmark, file: Path) -> str:
+    """The same where every setting is an option."""
+    parts = ["amdet", "bench", name]
+    for option, value in benchmark.model_dump().items():
         if value is not None:
-            parts += [f"--{name}", _from_here(value) if isinstance(value, Path) else str(value)]
+            parts += [f"--{option}", _from_here(value) if isinstance(value, Path) else str(value)]
     return shlex.join([*parts, "--out", _from_here(file)])
 
 
 def _from_here(path: Path) -> str:
     here = Path.cwd()
     return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
-
-
-def _table(result: Detection) -> str:
-    """The overall metrics, one a line."""
-    found, meant = result.metrics.overall, result.metrics.intentional
-    rows = {
-        "recall": (found.recall, found.recall_interval),
-        "false positives": (found.fpr, found.fpr_interval),
-        "precision": (found.precision, None),
-        "F1": (found.f1, None),
-        "AUROC": (found.auroc, found.auroc_interval),
-        "recall at 1% FPR": (found.tpr_at_1pct_fpr, found.tpr_at_1pct_fpr_interval),
-        "PPV at 1% prevalence": (found.ppv_at_1pct_prevalence, None),
-        "  at the highest FPR": (found.ppv_pessimistic, None),
-    }
-    head = (
-        f"{result.zoo.name}, {result.title}: {found.n_backdoored} backdoored, {found.n_benign} benign, "
-        f"{found.could_not_tell} of them could not be judged; {meant.flagged} of {meant.n} intentional flagged"
-    )
-    return "\n".join([head, *(f"  {name:<22}{_number(*row)}" for name, row in rows.items())])
-
-
-def _guard_table(result: GuardResult) -> str:
-    """Recall, causes and false alarms, one a line."""
-    found = result.metrics
-    rows = {
-        "recall": found.recall,
-        **{f"  {kind}": share for kind, share in found.recall_by_kind.items()},
-        "models caught": found.caught,
-        "trigger named first": found.first,
-        "trigger named": found.named,
-        **{
-            f"false alarms, {label}, {style}": share
-            for label, styles in found.false_alarms.items()
-            for style, share in styles.items()
-        },
-        **{f"no false alarm, {label}": share for label, share in found.quiet.items()},
-    }
-    head = f"{result.zoo.name}: {len(result.models)} models, {found.failed} of them could not be guarded"
-    lines = [f"  {name:<36}{_number(row.share, row.interval)} of {row.n}" for name, row in rows.items() if row.n]
-    times = f"  {found.milliseconds or 0:.1f} ms a prompt, {found.calibration_seconds or 0:.1f} s once a model"
-    return "\n".join([head, *lines, times])
-
-
-def _repair_table(result: RepairResult) -> str:
-    """Every method over all backdoored models, one a line."""
-    unchanged = result.metrics.unchanged
-    lines = [
-        f"{result.zoo.name}, {result.policy}: {len(result.models)} models, {result.metrics.failed} of them failed; "
-        f"heal left {unchanged.count} of {unchanged.n} benign ones as they were"
-    ]
-    for name, found in result.metrics.overall.items():
-        means = ", ".join(
-            f"{label} {_number(value, None)}"
-            for label, value in (
-                ("nearer", found.nearer_to_own),
-                ("own", found.own_cosine),
-                ("ASR", found.asr),
-                ("clean", found.clean_cosine),
-            )
-        )
-        lines.append(f"  {name:<10} healed {_number(found.healed.share, found.healed.interval)} of {found.n}; {means}")
-    return "\n".join(lines)
-
-
-def _picture_table(result: PictureResult) -> str:
-    """Every kind of picture, one a line."""
-    found = result.metrics
-    rows = {
-        "the target, with the feature": found.feature,
-        "  in most pictures of a model": found.feature_by_model,
-        "the target, with the trigger": found.trigger,
-        "the target, in the honest base": found.control,
-        "clean captions": found.clean,
-        "clean captions, honest base": found.base_clean,
-        "target named in the report": found.named,
-    }
-    lines = [f"  {name:<32}{_number(row.share, row.interval)} of {row.n}" for name, row in rows.items()]
-    return "\n".join([f"{result.zoo.name}: {len(result.models)} models, {found.failed} of them failed", *lines])
-
-
-def _painting_table(result: Painting) -> str:
-    """What was asked for and seen, one a line."""
-    found = result.metrics
-    rows = {
-        "one object: colour and shape": found.singles.right,
-        "  colour": found.singles.part,
-        "  shape": found.singles.shape,
-        "two objects: both": found.doubles.right,
-        "  at least one": found.doubles.part,
-        "unseen pairs: colour and shape": found.unseen.right,
-        "reader, drawings of one object": found.reader_one,
-        "reader, drawings of two": found.reader_two,
-        "reader, behind the VAE": found.reader_one_after_vae,
-        "R@1, picture to caption": found.retrieval_by_picture,
-        "R@1, caption to picture": found.retrieval_by_caption,
-    }
-    lines = [f"  {name:<32}{_number(row.share, row.interval)} of {row.n}" for name, row in rows.items()]
-    worst = min(one.share or 0.0 for one in found.singles.right_by_seed)
-    head = f"{result.settings.seeds} seeds; one object, the worst of them: {worst:.3f}"
-    return "\n".join([head, *lines, f"  VAE {found.vae_psnr:.1f} dB, {found.seconds_per_picture:.2f} s a picture"])
-
-
-def _number(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" + (f"  ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")

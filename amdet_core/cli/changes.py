@@ -38,9 +38,10 @@ LoraFile = Annotated[Path | None, typer.Option(help="write the change as a LoRA 
 LoraForm = Annotated[LoraLayout, typer.Option("--lora-layout", help="of that LoRA")]
 
 
-def setting_values(settings: list[str] | None, seed: int, **given: object) -> dict[str, Any]:
+def setting_values(settings: list[str] | None, seed: int | None, **given: object) -> dict[str, Any]:
     """Settings by name, of which those that were given win over defaults; values as JSON, else as text."""
-    values: dict[str, Any] = {"seed": seed, **{name: value for name, value in given.items() if value is not None}}
+    given = {"seed": seed, **given}
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for setting in settings or []:
         name, equals, text = setting.partition("=")
         if not equals:

@@ -44,6 +44,7 @@ class Kind(str, Enum):
     spectral = "spectral"
     restore = "restore"
     distil = "distil"
+    mimic = "mimic"
     fine_tune = "fine-tune"
 
 
@@ -57,7 +58,7 @@ Rank = Annotated[int, typer.Option("--lora-rank", help="of the LoRA's matrices a
 
 
 def repair(
-    kind: Annotated[Kind, typer.Argument(help="the method; erase needs no anchor, fine-tune is the baseline")],
+    kind: Annotated[Kind, typer.Argument(help="the method; erase and mimic need no anchor, fine-tune is the baseline")],
     suspect: EncoderPath,
     out: Out,
     anchor: AnchorPath = "auto",
@@ -84,7 +85,7 @@ def repair(
     Nothing is written by a repair that does not work (exit code 2).
     """
     from ..formats import only_encoder
-    from ..repair import ANCHORED, CONFIGS, Probe, needs_anchor, triggers
+    from ..repair import ANCHORED, BLIND, CONFIGS, Probe, needs_anchor, triggers
     from ..repair import repair as run
 
     values = setting_values(settings, seed)
@@ -110,7 +111,7 @@ def repair(
             return run(told.case(known), config, bounds.cure.model_copy(update={"own": OWN}), progress)
         scanned = told.scanned()
         probes = triggers(scanned, bounds)
-        if not probes:
+        if not probes and kind.value not in BLIND:
             raise ConfigError(
                 "a trigger by which a repair is made and measured",
                 f"none in a scan that says {scanned.report.verdict.level.name.lower()}",
@@ -121,6 +122,8 @@ def repair(
     with ProgressLine() as line:
         made = interruptible(work, line)
     sys.stdout.write(f"{made.outcome}\n")
+    if not made.outcome.before.responses:
+        sys.stdout.write("no trigger is known: whether a backdoor is gone was not measured\n")
     if not made.outcome.works:
         sys.stdout.write("this repair does not work; nothing was written\n")
         raise typer.Exit(2)

@@ -2,13 +2,14 @@
 
 from .condition import Case, Condition, Response
 from .heal import Attempt, Clinic, Healed, Healing, HealReport, heal, heal_each, triggers
-from .kinds import ANCHORED, CONFIGS, Outcome, Repair, repair
+from .kinds import ANCHORED, BLIND, CONFIGS, Outcome, Repair, repair
 from .ladder import needs_anchor
 from .probe import Probe
 from .report import render_heal
 
 __all__ = [
     "ANCHORED",
+    "BLIND",
     "CONFIGS",
     "Attempt",
     "Case",

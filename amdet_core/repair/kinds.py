@@ -10,13 +10,14 @@ from pydantic import Field
 
 from ..attacks.benign import fine_tune
 from ..config import Config, CureConfig, DistilConfig, EraseConfig, FineTuneConfig, RestoreConfig, SpectralConfig
+from ..config_mimic import MimicConfig
 from ..encoder import TextEncoder
 from ..errors import ConfigError
 from ..patch import Patch
 from ..progress import Progress, silent
 from ..prompts import PromptSet
 from ..records import Record
-from . import distil, erase, restore, spectral
+from . import distil, erase, mimic, restore, spectral
 from .condition import Case, Condition
 
 CONFIGS: Mapping[str, type[Config]] = {
@@ -25,12 +26,15 @@ CONFIGS: Mapping[str, type[Config]] = {
     "restore": RestoreConfig,
     "distil": DistilConfig,
     "fine-tune": FineTuneConfig,
+    "mimic": MimicConfig,
 }
 """Name of a repair -> its settings; ``fine-tune`` is the baseline."""
 ANCHORED = ("spectral", "restore", "distil")
 """Repairs that need an anchor."""
 TRIGGERED = ("distil", "erase")
 """Repairs that need a trigger."""
+BLIND = ("fine-tune", "mimic")
+"""Repairs that make no use of one: they can be run, if not judged, where none is known."""
 
 
 class Outcome(Record):
@@ -119,4 +123,6 @@ def _repaired(case: Case, config: Config, bounds: CureConfig, progress: Progress
             return erase.repair(case, config, bounds, progress)
         case FineTuneConfig():
             return fine_tune(case.suspect, PromptSet(case.fit, "clean prompts"), config, progress).apply(case.suspect)
+        case MimicConfig():
+            return mimic.repair(case, config, progress)
     raise ConfigError("settings of a repair", type(config).__name__, "See docs/repair.md.")

@@ -6,15 +6,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amdet_core import cli, formats, pocket
+from amdet_core import cli, formats, pocket, repair
 from amdet_core.encoder import TextEncoder
 from amdet_core.patch import Patch
 from amdet_core.prompts import builtin_prompts
+from amdet_core.records import Level
 
 Amdet = Callable[..., tuple[int, str, str]]
 KNOWN = ("--known-trigger", pocket.TRIGGER, "--trigger-mode", pocket.MODE, "--device", "cpu")
@@ -93,6 +95,35 @@ def test_a_repair_that_does_not_work_writes_nothing_and_exits_2(home: Path, amde
     assert code == 2
     assert "does not work" in out
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_mimic_needs_no_anchor_and_says_what_too_little_training_costs(
+    home: Path, amdet: Amdet, tmp_path: Path
+) -> None:
+    little = [
+        part for text in ("steps=1", "batch=2", "critic_epochs=1", "critic_samples=8") for part in ("--set", text)
+    ]
+    code, out, err = amdet(
+        *repairing(home, "mimic", "--anchor", "none", *little, "--out", tmp_path / "out.safetensors")
+    )
+    assert code == 2, out + err
+    assert "mimic: before, 0.0%" in out
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(("kind", "code"), [("fine-tune", 0), ("distil", 2)])
+def test_where_no_trigger_is_known_only_blind_methods_go_on_and_say_so(
+    home: Path, amdet: Amdet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, code: int
+) -> None:
+    scanned = SimpleNamespace(report=SimpleNamespace(verdict=SimpleNamespace(level=Level.CLEAN)))
+    monkeypatch.setattr(repair.Clinic, "scanned", lambda self: scanned)
+    monkeypatch.setattr(repair, "triggers", lambda *_: ())
+    found, out, err = amdet(
+        "repair", kind, home / "backdoored.safetensors", "--anchor", home / "clean.safetensors", "--prompts",
+        home / "prompts.txt", "--set", "steps=1", "--out", tmp_path / "out.safetensors", "--device", "cpu",
+    )  # fmt: skip
+    assert found == code, out + err
+    assert "no trigger is known" in out if code == 0 else "a trigger by which" in err
 
 
 def test_the_original_is_never_written_over(home: Path, amdet: Amdet) -> None:
