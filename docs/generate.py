@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from amdet_core import config, config_mimic
-from amdet_core.bench import Detection, RepairResult, read_detection, read_repairing
+from amdet_core.bench import (
+    Detection,
+    Painting,
+    PictureResult,
+    RepairResult,
+    read_detection,
+    read_painting,
+    read_pictures,
+    read_repairing,
+)
+from amdet_core.bench.results import Share
 from amdet_core.calibration import Calibration
 from amdet_core.report import schema_json
 from amdet_core.verdict import DEFAULT_POLICY, POLICIES
@@ -22,6 +32,10 @@ MARKS = "<!-- results -->\n", "<!-- /results -->"
 """The lines of README.md between which the tables of results stand."""
 REPAIR_MARKS = "<!-- repairs -->\n", "<!-- /repairs -->"
 """The same for repairs."""
+PAINTER_MARKS = "<!-- painter -->\n", "<!-- /painter -->"
+PICTURES_MARKS = "<!-- pictures -->\n", "<!-- /pictures -->"
+"""The same in docs/pocket.md."""
+NOTHING = "Nothing is recorded yet.\n"
 
 
 def configuration() -> str:
@@ -203,6 +217,58 @@ def _cosine(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def pocket() -> str:
+    """docs/pocket.md with the painter's recorded results."""
+    page = (ROOT / "docs" / "pocket.md").read_text(encoding="utf-8")
+    painted, seen = RESULTS / "pocket.json", RESULTS / "pictures-visible.json"
+    page = _between(page, PAINTER_MARKS, painter(read_painting(painted)) if painted.exists() else NOTHING)
+    return _between(page, PICTURES_MARKS, pictures(read_pictures(seen)) if seen.exists() else NOTHING)
+
+
+def painter(result: Painting) -> str:
+    """What the painter's benchmark says, as a table."""
+    m, settings = result.metrics, result.settings
+    rows = {
+        "one object: colour and shape right": m.singles.right,
+        "two objects: both right": m.doubles.right,
+        "two objects: at least one right": m.doubles.part,
+        "pairs that it never saw: colour and shape right": m.unseen.right,
+        "the reader, on held-out drawings of one object": m.reader_one,
+        "the reader, on those drawings behind the VAE": m.reader_one_after_vae,
+        "pictures whose caption is nearest of all (R@1)": m.retrieval_by_picture,
+        "captions whose picture is nearest of all (R@1)": m.retrieval_by_caption,
+    }
+    seeds = ", ".join(_percent(share.share) for share in m.singles.right_by_seed)
+    return _shares(rows) + (
+        f"\nOver {settings.seeds} seeds (one object: {seeds}), guidance {settings.guidance:g}, {settings.steps} steps. "
+        f"VAE {m.vae_psnr:.1f} dB; {m.seconds_per_picture:.2f} s a picture. "
+        "[Result](../benchmarks/results/pocket.json).\n"
+    )
+
+
+def pictures(result: PictureResult) -> str:
+    """What the benchmark of pictures says, as a table."""
+    m = result.metrics
+    rows = {
+        "with the recovered feature: the target is seen": m.feature,
+        "models in which most of these pictures show it": m.feature_by_model,
+        "with the true trigger: the target is seen": m.trigger,
+        "the same feature in the honest base: the target is seen": m.control,
+        "clean captions: what they ask for is seen": m.clean,
+        "clean captions in the honest base": m.base_clean,
+        "models whose report names the target": m.named,
+    }
+    return _shares(rows) + (
+        f"\n{len(result.models)} models, {m.failed} of them failed. "
+        "[Result](../benchmarks/results/pictures-visible.json).\n"
+    )
+
+
+def _shares(rows: Mapping[str, Share]) -> str:
+    lines = [f"| {name} | {_percent(row.share, row.interval)} | {row.n} |" for name, row in rows.items()]
+    return "\n".join(["| | share (95% interval) | n |", "|---|---|---|", *lines]) + "\n"
+
+
 def results(recorded: Mapping[str, Detection]) -> str:
     """Tables of the complete results, by the path of their file: one row for each, then recall by kind and zoo."""
     return "\n".join(_results({path: result for path, result in recorded.items() if result.complete})) + "\n"
@@ -253,6 +319,7 @@ PAGES = {
     **{ROOT / "web" / "docs" / f"{name}.md": partial(help_page, name) for name in _definitions()},
     ROOT / "docs" / "configuration.md": configuration,
     ROOT / "docs" / "policies.md": policies,
+    ROOT / "docs" / "pocket.md": pocket,
     ROOT / "README.md": readme,
     ROOT / "amdet_core" / "report" / "schema.json": lambda: schema_json().decode(),
 }

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import amdet_core
+from amdet_core.bench import picturing
 from amdet_core.bench.metrics import measure
+from amdet_core.bench.painting import Asked, Painting, PaintingBenchmark, PaintingMetrics
+from amdet_core.bench.picturing import PicturedModel, PictureResult
 from amdet_core.bench.repairing import METHODS, MethodResult, RepairedModel, RepairResult, add_up
-from amdet_core.bench.results import Detection, Machine, ModelResult, Seeds, ZooInfo
+from amdet_core.bench.results import Detection, Machine, ModelResult, Seeds, Share, ZooInfo
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,3 +121,27 @@ def test_readme_shows_every_complete_repair_and_no_other() -> None:
                 f"| {kind} | {method} | 1 of 1 | 100.0% | 0.950 | 0.0% | 0.990 | 100.0% (2.5-100.0) "
                 "| 100.0% (2.5-100.0) | 2 |" in page
             )
+
+
+def test_pages_show_what_painters_were_measured_to_do() -> None:
+    generate = generator()
+    share = Share.of([(3, 4)])
+    asked = Asked(right=share, right_by_seed=(share,), part=share, shape=share)
+    metrics = PaintingMetrics(
+        reader_one=share, reader_two=share, vae_psnr=28.1, reader_one_after_vae=share, retrieval_by_picture=share,
+        retrieval_by_caption=share, singles=asked, doubles=asked, unseen=asked, seconds_per_picture=0.5,
+    )  # fmt: skip
+    machine = Machine(torch="2", threads=1, device="cpu")
+    made = Painting(command="", commit=None, machine=machine, settings=PaintingBenchmark(), metrics=metrics)
+    page = generate.painter(made)
+    assert "| one object: colour and shape right | 75.0% (19.4-99.4) | 4 |" in page
+    assert "VAE 28.1 dB; 0.50 s a picture" in page
+    row = {"label": "backdoored", "kind": "k", "group": "g", "fingerprint": "f", "seconds": 1.0, "target": "a cat"}
+    models = (PicturedModel(model="a", feature=(3, 4), looks_like="a cat", **row),)
+    zoo = ZooInfo(name="visible", base_fingerprint="", recipe_sha256="", n_backdoored=1, n_benign=0, n_intentional=0)
+    seen = PictureResult(
+        command="", commit=None, machine=machine, zoo=zoo, seeds=Seeds(zoo=1, scan=1), settings_sha256="", complete=True,
+        models=models, metrics=picturing.add_up(models),
+    )  # fmt: skip
+    assert "the target is seen | 75.0% (19.4-99.4) | 4 |" in generate.pictures(seen)
+    assert "| models whose report names the target | 100.0% (2.5-100.0) | 1 |" in generate.pictures(seen)

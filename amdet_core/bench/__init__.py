@@ -4,7 +4,7 @@ from .calibration import calibrate
 from .detection import Benchmark, run
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
 from .images import Classified, ImageBenchmark, ImageResult, Told, run_images
-from .painting import Painting, PaintingBenchmark, run_painting
+from .painting import Painting, PaintingBenchmark, read_painting, run_painting
 from .picturing import PictureBenchmark, PictureResult, read_pictures, run_pictures
 from .repairing import RepairBenchmark, RepairResult, read_repairing, run_repair
 from .results import Detection, ModelResult, read_detection
@@ -28,6 +28,7 @@ __all__ = [
     "calibrate",
     "read_detection",
     "read_guarding",
+    "read_painting",
     "read_pictures",
     "read_repairing",
     "run",

@@ -26,7 +26,7 @@ from ..pocket.painter.weights import SHIPPED, load_part
 from ..progress import Progress, silent
 from ..records import Record
 from ..storage import check_writable, record_json, write_atomic
-from .results import Machine, Share
+from .results import Machine, Share, read_result
 from .source import commit
 
 OWN = 50_000
@@ -84,6 +84,11 @@ class Painting(Record):
     machine: Machine
     settings: PaintingBenchmark
     metrics: PaintingMetrics
+
+
+def read_painting(path: Path) -> Painting:
+    """Read a result file of ``amdet bench pocket``; see :func:`.results.read_result`."""
+    return read_result(path, Painting, "pocket")
 
 
 def run_painting(

@@ -194,7 +194,7 @@ def read_detection(path: Path) -> Detection:
     return read_result(path, Detection, "detection")
 
 
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound=Record)
 
 
 def read_result(path: Path, kind: type[R], benchmark: str) -> R:
