@@ -140,8 +140,8 @@ def test_pages_show_what_painters_were_measured_to_do() -> None:
     models = (PicturedModel(model="a", feature=(3, 4), looks_like="a cat", **row),)
     zoo = ZooInfo(name="visible", base_fingerprint="", recipe_sha256="", n_backdoored=1, n_benign=0, n_intentional=0)
     seen = PictureResult(
-        command="", commit=None, machine=machine, zoo=zoo, seeds=Seeds(zoo=1, scan=1), settings_sha256="", complete=True,
-        models=models, metrics=picturing.add_up(models),
+        command="", commit=None, machine=machine, zoo=zoo, seeds=Seeds(zoo=1, scan=1), settings_sha256="",
+        complete=True, models=models, metrics=picturing.add_up(models),
     )  # fmt: skip
     assert "the target is seen | 75.0% (19.4-99.4) | 4 |" in generate.pictures(seen)
     assert "| models whose report names the target | 100.0% (2.5-100.0) | 1 |" in generate.pictures(seen)
