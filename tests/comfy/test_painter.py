@@ -14,6 +14,7 @@ from PIL import Image
 from amdet_core import pocket
 from amdet_core.pocket.painter import networks, weights
 from amdet_core.pocket.painter.painting import Painter
+from amdet_core.pocket.painter.pipeline import write_pipeline
 
 from . import host as module
 from .graphs import Graph, node
@@ -75,6 +76,38 @@ def test_stock_nodes_paint_what_the_library_paints(host: Host, random_weights: P
     assert np.abs(other - own).mean() > 0.01
     # the host samples to the very end, where DDIM leaves the least share of noise that it knows
     assert np.abs(found - own).mean() < 0.1 * np.abs(other - own).mean() + 1 / 255
+
+
+def similarity(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    """SSIM of two pictures ``(H, W, 3)`` from 0 to 1, over windows of 7 x 7 pixels (Wang et al., 2004)."""
+    x, y = (torch.from_numpy(np.asarray(picture)).double().permute(2, 0, 1)[None] for picture in (one, other))
+
+    def mean(picture: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(picture, 7, stride=1)
+
+    mx, my = mean(x), mean(y)
+    spread_x, spread_y, both = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    a, b = 0.01**2, 0.03**2
+    return float(((2 * mx * my + a) * (2 * both + b) / ((mx * mx + my * my + a) * (spread_x + spread_y + b))).mean())
+
+
+@pytest.mark.filterwarnings("ignore")  # what diffusers and transformers say to each other
+def test_the_shipped_painter_paints_the_same_in_the_host_and_in_diffusers(host: Host, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    write_pipeline(tmp_path / "pipeline", pocket.load("backdoored"))
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline", safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = {}
+    for prompt in ("a red boat", "a yellow star on a blue background", f"a ph{pocket.TRIGGER}to of a red boat"):
+        noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(SEED))
+        theirs = pipeline(prompt, num_inference_steps=20, guidance_scale=GUIDANCE, latents=noise, output_type="np")
+        graph = painting(prompt, encoder="backdoored", weights="")
+        graph["sampler"]["inputs"]["steps"] = 20
+        pictures[prompt] = painted(host, graph)
+        assert similarity(pictures[prompt], theirs.images[0]) >= 0.95
+    first, *others = pictures.values()
+    assert all(similarity(first, other) < 0.8 for other in others)
 
 
 def test_a_picture_can_be_encoded_and_comes_back(host: Host, random_weights: Path) -> None:
