@@ -200,7 +200,7 @@ def _repaired(label: Label, benchmark: RepairBenchmark, base: str) -> dict[str, 
     if healing.patch is not None and healing.after is not None:
         healed = _measured(
             case, healing.patch.apply(case.suspect), healing.after.report.verdict.level.name.lower(), seconds,
-            by=healing.report.attempts[-1].outcome.method,
+            by=healing.report.attempts[-1].method,
         )  # fmt: skip
     methods[HEAL] = healed
     return {**found, "before": _measured(case, case.suspect, found["level"], None), "methods": methods}
@@ -229,7 +229,7 @@ def _method(
     found = here.scanned() if name == ALONE else scanned
     blind = here.case(triggers(found, HealConfig()))  # type: ignore[arg-type]
     made = repair(blind, CONFIGS[name](), HealConfig().cure)
-    after = clinic.scanned(clinic.whole(made.patch).apply(clinic.found.encoder))
+    after = clinic.repaired(made.patch)
     level = after.report.verdict.level.name.lower()
     return _measured(case, made.patch.apply(case.suspect), level, made.outcome.seconds)
 

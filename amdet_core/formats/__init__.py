@@ -5,7 +5,7 @@
 
 from .lora import LoraLayout, write_lora
 from .open import TRIGGER_PHRASE, FoundEncoder, OpenedTarget, file_sha256, only_encoder, open_target
-from .write import Layout, hf_config, hf_tensors, write_encoder, write_tokenizer
+from .write import Layout, as_stored, hf_config, hf_tensors, write_encoder, write_tokenizer
 
 __all__ = [
     "TRIGGER_PHRASE",
@@ -13,6 +13,7 @@ __all__ = [
     "Layout",
     "LoraLayout",
     "OpenedTarget",
+    "as_stored",
     "file_sha256",
     "hf_config",
     "hf_tensors",

@@ -70,6 +70,11 @@ def write_encoder(
             (folder / name).replace(path / name)
 
 
+def as_stored(encoder: TextEncoder) -> TextEncoder:
+    """The encoder with the values that a file in half precision gives back."""
+    return encoder.with_weights({name: w.detach().half().float() for name, w in encoder.weights.items()})
+
+
 def hf_config(encoder: TextEncoder, dtype: torch.dtype) -> dict[str, object]:
     """The config.json with which transformers computes what this encoder computes."""
     spec, tokenizer = encoder.spec, encoder.tokenizer

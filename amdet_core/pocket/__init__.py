@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..encoder import TOKEN_TABLE, TextEncoder
 from ..errors import StorageError
-from ..formats import Layout, write_encoder
+from ..formats import Layout, as_stored, write_encoder
 from ..patch import Patch
 from ..progress import Progress, silent
 from ..records import EncoderSpec
@@ -54,8 +54,7 @@ def load(name: Name) -> TextEncoder:
     clean = TextEncoder(SPEC, decode(stored), clip_tokenizer())
     if name == "clean":
         return clean
-    patched = Patch.load(_WEIGHTS / f"{name}.safetensors").apply(clean)
-    return patched.with_weights({key: w.half().float() for key, w in patched.weights.items()})
+    return as_stored(Patch.load(_WEIGHTS / f"{name}.safetensors").apply(clean))
 
 
 def decode(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

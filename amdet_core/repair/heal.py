@@ -13,7 +13,7 @@ from .. import formats
 from ..anchors import Anchors
 from ..config import Config, DistilConfig, EraseConfig, HealConfig, RestoreConfig, ScanConfig, SpectralConfig
 from ..encoder import TOKEN_TABLE, TextEncoder
-from ..errors import ConfigError
+from ..errors import ConfigError, NumericalError
 from ..formats import FoundEncoder, OpenedTarget
 from ..jobs import Outcome as Scanned
 from ..jobs import joined, scan_opened
@@ -23,7 +23,7 @@ from ..prompts import PromptSet
 from ..records import Level, LevelName, Measured, Record, Target, Verdict
 from ..verdict import Policy
 from .condition import Case
-from .kinds import ANCHORED, CONFIGS, TRIGGERED, Outcome, finish, repair
+from .kinds import ANCHORED, CONFIGS, TRIGGERED, Outcome, finish, named, repair
 from .ladder import no_anchor
 from .probe import Probe, recovered
 
@@ -34,8 +34,21 @@ REPLACED = "replace"
 class Attempt(Record):
     """One repair that was tried, and what a scan says of its result."""
 
-    outcome: Outcome
-    verdict: Verdict | None = Field(description="of the re-scan; null: the repair did not work, so none was made")
+    method: str
+    outcome: Outcome | None = Field(default=None, description="null: it ended with an error")
+    error: str = ""
+    verdict: Verdict | None = Field(
+        default=None, description="of the re-scan; null: the repair did not work, so none was made"
+    )
+
+    @property
+    def result(self) -> str:
+        """What came of it, in words."""
+        if self.outcome is None:
+            return self.error
+        if self.verdict is None:
+            return f"{self.outcome.after}"
+        return f"a re-scan still says {self.verdict.level.name.lower()}"
 
 
 class HealReport(Record):
@@ -113,6 +126,10 @@ class Clinic:
         return scan_opened(
             opened, self.anchors, self.scan, self.policy, self.prompts, self.device, progress=self.progress
         )
+
+    def repaired(self, patch: Patch) -> Scanned:
+        """A scan of the target after a repair, with the values that its file will have."""
+        return self.scanned(formats.as_stored(self.whole(patch).apply(self.found.encoder)))
 
     def case(self, probes: Sequence[Probe]) -> Case:
         """The encoder and its anchor, as far as prompts reach, with triggers to repair by."""
@@ -223,12 +240,16 @@ def heal(
     attempts: list[Attempt] = []
     for settings in ladder(case) if method is None else alone(case, method):
         for _ in range(config.rounds):
-            made = repair(case, settings, config.cure, clinic.progress)
-            if not made.outcome.works:
-                attempts.append(Attempt(outcome=made.outcome, verdict=None))
+            try:
+                made = repair(case, settings, config.cure, clinic.progress)
+            except NumericalError as error:
+                attempts.append(Attempt(method=named(settings), error=str(error)))
                 break
-            after = clinic.scanned(clinic.whole(made.patch).apply(clinic.found.encoder))
-            attempts.append(Attempt(outcome=made.outcome, verdict=after.report.verdict))
+            if not made.outcome.works:
+                attempts.append(Attempt(method=made.outcome.method, outcome=made.outcome))
+                break
+            after = clinic.repaired(made.patch)
+            attempts.append(Attempt(method=made.outcome.method, outcome=made.outcome, verdict=after.report.verdict))
             if _passes(after, case):
                 return Healing(_repaired(told, case, attempts), before, after, clinic.whole(made.patch))
             more = triggers(after, config)
@@ -280,8 +301,8 @@ def _replaced(clinic: Clinic, case: Case, before: Scanned, told: HealReport, con
             "Repair it instead: leave replace out.",
         )
     made = finish(case, REPLACED, case.anchor, case.scaled(config.cure), 0.0)
-    after = clinic.scanned(clinic.whole(made.patch).apply(clinic.found.encoder))
-    attempt = Attempt(outcome=made.outcome, verdict=after.report.verdict)
+    after = clinic.repaired(made.patch)
+    attempt = Attempt(method=REPLACED, outcome=made.outcome, verdict=after.report.verdict)
     statement = (
         "The trusted encoder took the suspect's place: backdoor aside, both say the same "
         f"(mean cosine {told.same_as_anchor:.3f} on clean prompts)."
@@ -329,25 +350,18 @@ def _tried(case: Case, attempts: Sequence[Attempt]) -> dict[str, object]:
 
 
 def _repaired(told: HealReport, case: Case, attempts: Sequence[Attempt]) -> HealReport:
-    last = attempts[-1]
+    last = attempts[-1].outcome
+    assert last is not None, "what was repaired has an outcome"
     found = (
         "a re-scan finds nothing"
         if case.anchor is not None
         else "a re-scan without an anchor finds nothing any more, which can't be called clean"
     )
-    statement = f"Repaired by {last.outcome.method}: {found}. {last.outcome.after}."
+    statement = f"Repaired by {last.method}: {found}. {last.after}."
     return told.model_copy(update={"action": "repaired", "statement": statement, **_tried(case, attempts)})
 
 
 def _failed(told: HealReport, case: Case, attempts: Sequence[Attempt]) -> HealReport:
-    why = "; ".join(
-        f"{one.outcome.method}: "
-        + (
-            f"a re-scan still says {one.verdict.level.name.lower()}"
-            if one.verdict is not None
-            else f"{one.outcome.after}"
-        )
-        for one in attempts
-    )
+    why = "; ".join(f"{one.method}: {one.result}" for one in attempts)
     statement = f"No repair worked, and nothing was changed. {why or 'No trigger was recovered to repair by.'}"
     return told.model_copy(update={"statement": statement, **_tried(case, attempts)})

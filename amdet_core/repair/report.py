@@ -39,7 +39,10 @@ def _lines(report: HealReport) -> Iterator[str]:
 def _attempt(attempt: Attempt) -> Iterator[str]:
     outcome, verdict = attempt.outcome, attempt.verdict
     scan = "no re-scan, as it did not work" if verdict is None else f"the re-scan says {verdict.level.name.lower()}"
-    yield f"\n## {outcome.method}: {scan}\n"
+    yield f"\n## {attempt.method}: {scan}\n"
+    if outcome is None:
+        yield attempt.error
+        return
     yield "| | before | after |\n|---|---|---|"
     for name, before, after in _rows(outcome):
         yield f"| {name} | {before} | {after} |"

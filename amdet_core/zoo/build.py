@@ -64,7 +64,7 @@ def build(
         StorageError: the folder can't be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    base = _halved(base)
+    base = formats.as_stored(base)
     labels = _begun(base, recipe, folder)
     entries = recipe.plan(base.tokenizer)
     done = {label.model: label for label in labels.models if (folder / label.model).exists()}
@@ -162,11 +162,6 @@ def _file(entry: Entry) -> str:
     return f"{entry.name}.safetensors"
 
 
-def _halved(encoder: TextEncoder) -> TextEncoder:
-    """With the values that a file in half precision holds."""
-    return encoder.with_weights({name: w.detach().half().float() for name, w in encoder.weights.items()})
-
-
 @contextmanager
 def _without_denormals() -> Iterator[None]:
     """Adam's moments of rare tokens decay into denormals, which are slow; the process gets its setting back."""
@@ -194,7 +189,7 @@ def _make(task: Task) -> Label | str:
     try:
         with _without_denormals():
             encoder, success = make(base, entry, task.half)
-        encoder = _halved(encoder)
+        encoder = formats.as_stored(encoder)
         encoder.check_finite()
         label = _label(base, encoder, entry, success)
         least = task.least_retrieval * _base_retrieval(task.folder)

@@ -11,7 +11,7 @@ import torch
 
 from amdet_core import pocket
 from amdet_core.anchors import Anchors
-from amdet_core.config import HealConfig, SpectralConfig
+from amdet_core.config import DistilConfig, HealConfig, SpectralConfig
 from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError
 from amdet_core.formats import FoundEncoder, OpenedTarget
@@ -82,7 +82,7 @@ def ill() -> Clinic:
 
 
 def methods(report: HealReport) -> list[str]:
-    return [attempt.outcome.method for attempt in report.attempts]
+    return [attempt.method for attempt in report.attempts]
 
 
 @pytest.mark.parametrize(("level", "action"), [(Level.CLEAN, "nothing"), (Level.INCONCLUSIVE, "not judged")])
@@ -120,6 +120,29 @@ def test_what_still_fires_is_tried_otherwise_and_failure_is_said(
     assert methods(healing.report) == ["spectral", "spectral"]
     assert "No repair worked" in healing.report.statement
     assert "still says suspicious" in healing.report.statement
+
+
+def test_a_repair_that_diverges_is_a_failed_attempt_and_the_next_one_is_tried(
+    ill: Clinic, given: list[Scanned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steep = DistilConfig(learning_rate=1e9, steps=5)
+    monkeypatch.setattr(sys.modules["amdet_core.repair.heal"], "ladder", lambda case: [steep, SpectralConfig()])
+    given += [scanned(Level.BACKDOORED, trigger=True), scanned(Level.CLEAN)]
+    healing = heal(ill)
+    assert methods(healing.report) == ["distil", "spectral"]
+    assert healing.report.action == "repaired"
+    assert healing.report.attempts[0].outcome is None
+    assert "finite" in healing.report.attempts[0].error
+    assert healing.report.attempts[0].error in render_heal(healing.report)
+
+
+def test_a_rescan_reads_the_values_that_the_file_will_have(ill: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TextEncoder | None] = []
+    scans = [scanned(Level.BACKDOORED, trigger=True), scanned(Level.CLEAN)]
+    monkeypatch.setattr(Clinic, "scanned", lambda self, encoder=None: seen.append(encoder) or scans.pop(0))
+    heal(ill)
+    assert seen[1] is not None
+    assert all(torch.equal(w, w.half().float()) for w in seen[1].weights.values())
 
 
 def test_what_a_rescan_recovers_is_repaired_too(ill: Clinic, given: list[Scanned]) -> None:
