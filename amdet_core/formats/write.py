@@ -55,7 +55,8 @@ def write_encoder(
     if not all(isinstance(item, str) for pair in metadata.items() for item in pair):
         raise ConfigError("metadata that is text by name", repr(metadata)[:200], "Turn its values into text.")
     _expressible(encoder, layout)
-    tensors = _named(_cast(encoder, dtype), layout)
+    named = _named(_cast(encoder, dtype), layout)
+    tensors = {name: w.clone(memory_format=torch.contiguous_format) for name, w in named.items()}
     with _staging(path) as folder:
         weights = folder / "model.safetensors"
         save_file(tensors, weights, metadata=metadata)
@@ -98,7 +99,7 @@ def hf_config(encoder: TextEncoder, dtype: torch.dtype) -> dict[str, object]:
 
 
 def hf_tensors(encoder: TextEncoder, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Copies of the weights under the names that transformers has for them, on the CPU.
+    """The weights under the names that transformers has for them, on the CPU; memory is shared where nothing is cast.
 
     Raises:
         EncoderError: it is no CLIP text encoder.
@@ -148,7 +149,7 @@ def _values(spec: EncoderSpec, names: list[str]) -> str:
 
 
 def _cast(encoder: TextEncoder, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Copies of the weights in another dtype, on the CPU."""
+    """The weights in a dtype, on the CPU."""
     weights = {name: w.detach().to("cpu", dtype) for name, w in encoder.weights.items()}
     bad = [name for name, w in weights.items() if not bool(torch.isfinite(w.float()).all())]
     if bad:
@@ -161,13 +162,11 @@ def _cast(encoder: TextEncoder, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def _named(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """The tensors under the names of a layout, each with memory of its own."""
+    """The tensors under the names of a layout."""
     if layout == "open_clip":
-        tensors = to_open_clip(weights)
-    else:
-        prefix = PREFIX[layout]
-        tensors = {f"{prefix}{'' if name == PROJECTION else 'text_model.'}{name}": w for name, w in weights.items()}
-    return {name: w.clone(memory_format=torch.contiguous_format) for name, w in tensors.items()}
+        return to_open_clip(weights)
+    prefix = PREFIX[layout]
+    return {f"{prefix}{'' if name == PROJECTION else 'text_model.'}{name}": w for name, w in weights.items()}
 
 
 def _open_to_others(file: Path) -> None:

@@ -30,7 +30,7 @@ CLIP_G = EncoderSpec(
     pad_id=0,
 )  # fmt: skip
 GIGABYTE = 1024**3
-ROOM = {"sd1": 12, "sdxl": 22}
+ROOM = {"sd1": 10, "sdxl": 15}
 """Gigabytes of memory that a test takes, the page cache left out."""
 
 pytestmark = pytest.mark.slow

@@ -49,7 +49,7 @@ STAGES = ("pictures", "vae", "latents", "decoder", "tower", "reader", "unet", "e
 BATCHES = {"vae": 8, "decoder": 8, "tower": 192, "reader": 64, "unet": 64}
 PLANS = {
     "vae": Plan(steps=5_500, rate=8e-4, decay=0.0, average=0.998),
-    "decoder": Plan(steps=2_500, rate=4e-4, decay=0.0, average=0.998),
+    "decoder": Plan(steps=2_000, rate=4e-4, decay=0.0, average=0.998),
     "tower": Plan(steps=1_000, rate=1e-3, decay=1e-2, average=0.99),
     "reader": Plan(steps=1_500, rate=1e-3, decay=1e-2, average=0.99),
     "unet": Plan(steps=6_000, rate=1e-3, average=0.999),
