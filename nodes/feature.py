@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 METHODS = {"contrast": "amdet-2", "amdet-code": "amdet-2025-code", "amdet-paper": "amdet-2025-paper"}
 """Search -> policy that it belongs to."""
-POSITIONS = ["as recovered", "end", "start"]
+POSITIONS = ["start", "end"]
+"""Image models read all positions, and under a causal mask only those behind a feature change."""
 
 
 class AMDET_InvertFeature(io.ComfyNode):
@@ -209,8 +210,8 @@ class AMDET_ReversedTarget(io.ComfyNode):
                         "position",
                         options=POSITIONS,
                         default=POSITIONS[0],
-                        tooltip="Where the feature stands in the prompt: where it was recovered, in front of the end, "
-                        "or at the start.",
+                        tooltip="Where the feature stands in the prompt: at the start, where it changes all that "
+                        "follows, or in front of the end, where the prompt's own words stay as they are.",
                     )
                 ),
             ],
@@ -235,8 +236,7 @@ class AMDET_ReversedTarget(io.ComfyNode):
         if not feature:
             return io.NodeOutput(bridge.blocked(), ui=bridge.shown("no feature was recovered: nothing to show"))
         vectors = {name: one.vectors for name, one in feature.items()}
-        published = any(one.candidate.method == "amdet" for one in feature.values())
-        at_start = position == "start" or (position == POSITIONS[0] and published)
+        at_start = position == "start"
         with_feature = comfy_clip.encode(clip, text, vectors, at_start)
         return io.NodeOutput(comfy_clip.blended(comfy_clip.encode(clip, text, {}, at_start), with_feature, strength))
 

@@ -154,7 +154,7 @@ def _pictured(label: Label, benchmark: PictureBenchmark, base: Path) -> dict[str
     if not outcome.features:
         return {**found, "feature": (0, len(asked)), "control": (0, len(asked))}
     feature = best(outcome.features)
-    probe = Probe.of_vectors("feature", feature.vectors, feature.candidate.place)
+    probe = Probe.of_vectors("feature", feature.vectors, "start")
     names = [one.text for one in feature.candidate.looks_like[:1]]
     return {
         **found,

@@ -27,23 +27,24 @@ SD2_LAYERS = 23
 
 @dataclass(frozen=True, eq=False)
 class Insertion:
-    """Vectors that stand in prompts.
+    """Vectors that stand in prompts, at their start.
+
+    Image models read all positions, and under a causal mask only those behind the vectors change: at the end of a
+    prompt they would leave its own words as they are.
 
     Attributes:
         label: what they are, for the heading of pictures.
         vectors: encoder's place among the checkpoint's -> ``(K, D)``.
-        at_start: behind BOS instead of before EOS.
     """
 
     label: str
     vectors: Mapping[int, Tensor]
-    at_start: bool = False
 
     @classmethod
-    def of_tokens(cls, label: str, ids: Sequence[int], encoders: Sequence[TextEncoder], at_start: bool) -> Insertion:
+    def of_tokens(cls, label: str, ids: Sequence[int], encoders: Sequence[TextEncoder]) -> Insertion:
         """Tokens by id, as each encoder's own table has them."""
         rows = {place: encoder.weights[TOKEN_TABLE][list(ids)] for place, encoder in enumerate(encoders)}
-        return cls(label, rows, at_start)
+        return cls(label, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +100,7 @@ class Conditioner:
         Raises:
             ConfigError: it has more tokens than a context holds.
         """
-        at_start = inserted is not None and self.insertions[inserted].at_start
-        answers = [reader(prompt, inserted, at_start) for reader in self._readers]
+        answers = [reader(prompt, inserted) for reader in self._readers]
         return Conditioning(torch.cat([states for states, _ in answers], -1), answers[-1][1])
 
 
@@ -138,10 +138,10 @@ class _Reader:
             requires_pooled=self.pooled,
         )
 
-    def __call__(self, prompt: str, inserted: str | None, at_start: bool) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, prompt: str, inserted: str | None) -> tuple[Tensor, Tensor | None]:
         """States ``(1, T, D)``, and what is pooled of them where the image model reads that."""
         marks = "" if inserted is None else self.marks.get(inserted, "")
-        text = " ".join(part for part in ((marks, prompt) if at_start else (prompt, marks)) if part)
+        text = " ".join(part for part in (marks, prompt) if part)
         with quiet():
             answer = self.compel(text)
         states, pooled = answer if self.pooled else (answer, None)

@@ -257,17 +257,14 @@ def _all(path: Path) -> list[TextEncoder]:
 def _insertions(report: ScanReport, folder: Path, suspects: Encoders, named: Mapping[str, int]) -> dict[str, Insertion]:
     """What the scan recovered, as far as it can stand in prompts."""
     found: dict[str, Insertion] = {}
-    best = strongest(report)
-    if best is not None and (folder / PSEUDO_TRIGGER).exists():
+    if strongest(report) is not None and (folder / PSEUDO_TRIGGER).exists():
         vectors = read_pseudo_triggers(folder / PSEUDO_TRIGGER)
         placed = {named[name]: vectors[key] for name in named if (key := embedding_key(name)) in vectors}
         if placed:
-            at_start = best.method == "amdet" or best.place == "start"
-            found[FEATURE] = Insertion(WITH_FEATURE, placed, at_start)
+            found[FEATURE] = Insertion(WITH_FEATURE, placed)
     if report.trigger is not None:
         label = f'with trigger "{plain(report.trigger.text)}"'
-        at_start = report.trigger.place == "start"
-        found[TRIGGER] = Insertion.of_tokens(label, report.trigger.token_ids, suspects, at_start)
+        found[TRIGGER] = Insertion.of_tokens(label, report.trigger.token_ids, suspects)
     if not found:
         raise ConfigError(
             f"a recovered feature or a trigger in the report in {folder}", "neither",

@@ -307,8 +307,8 @@ def _effect(report: ScanReport) -> Iterator[str]:
     yield from _looks(best)
     if best.feature_file is not None:
         yield (
-            f"To see what it draws, copy {PSEUDO_TRIGGER} to models/embeddings/amdet in ComfyUI "
-            f"and use embedding:amdet/{PurePosixPath(PSEUDO_TRIGGER).stem} in a prompt for this very model."
+            f"To see what it draws, copy {PSEUDO_TRIGGER} to models/embeddings/amdet in ComfyUI and use "
+            f"embedding:amdet/{PurePosixPath(PSEUDO_TRIGGER).stem} at the start of a prompt for this very model."
         )
     if best.nearest_tokens:
         yield f"Nearest real tokens: {', '.join(f'“{token}”' for token in best.nearest_tokens)}."

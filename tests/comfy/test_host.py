@@ -282,7 +282,7 @@ def test_both_encoders_of_sdxl_are_scanned_against_their_own_anchors(host: Host)
         "scan": scan(("clip", 0), anchor=("anchor", 0)),
         "reversed": node(
             "AMDET_ReversedTarget",
-            clip=("scan", 0), feature=("scan", 5), text="a cat", strength=1.0, position="as recovered",
+            clip=("scan", 0), feature=("scan", 5), text="a cat", strength=1.0, position="end",
         ),
         "plain": node("CLIPTextEncode", clip=("clip", 0), text="a cat"),
         "moved": node("PROBE_Difference", first=("reversed", 0), second=("plain", 0)),
@@ -411,13 +411,13 @@ def test_stages_one_by_one_lead_to_the_same_picture_and_an_embedding_that_does_t
             "invert": graph["invert"],
             "reversed": node(
                 "AMDET_ReversedTarget",
-                clip=("clip", 0), feature=("invert", 0), text="a dog", strength=1.0, position="as recovered",
+                clip=("clip", 0), feature=("invert", 0), text="a dog", strength=1.0, position="end",
             ),
             "embedded": node("CLIPTextEncode", clip=("clip", 0), text="a dog embedding:amdet/found"),
             "plain": node("CLIPTextEncode", clip=("clip", 0), text="a dog"),
             "none": node(
                 "AMDET_ReversedTarget",
-                clip=("clip", 0), feature=("invert", 0), text="a dog", strength=0.0, position="as recovered",
+                clip=("clip", 0), feature=("invert", 0), text="a dog", strength=0.0, position="end",
             ),
             "same": node("PROBE_Difference", first=("reversed", 0), second=("embedded", 0)),
             "moved": node("PROBE_Difference", first=("reversed", 0), second=("plain", 0)),

@@ -60,12 +60,11 @@ def test_a_plain_prompt_is_read_as_the_library_reads_it(backdoored: TextEncoder)
     torch.testing.assert_close(answer.states, states(backdoored, PROMPT), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("at_start", [False, True])
-def test_vectors_stand_in_a_prompt_where_they_were_recovered(backdoored: TextEncoder, at_start: bool) -> None:
+def test_vectors_stand_at_the_start_of_a_prompt(backdoored: TextEncoder) -> None:
     vectors = 0.3 * torch.randn((3, 192), generator=torch.Generator().manual_seed(0))
-    reader = Conditioner(POCKET, [backdoored], {"feature": Insertion("it", {0: vectors}, at_start)})
+    reader = Conditioner(POCKET, [backdoored], {"feature": Insertion("it", {0: vectors})})
     words = backdoored.embed(torch.tensor(backdoored.tokenizer.encode(PROMPT)))
-    wanted = placed(backdoored, [vectors, words] if at_start else [words, vectors])
+    wanted = placed(backdoored, [vectors, words])
     torch.testing.assert_close(reader(PROMPT, "feature").states, wanted, atol=1e-4, rtol=0)
     torch.testing.assert_close(reader(PROMPT).states, states(backdoored, PROMPT), atol=1e-4, rtol=0)
 
@@ -75,8 +74,8 @@ def test_a_literal_trigger_is_read_as_its_tokens_whatever_compel_makes_of_such_t
     backdoored: TextEncoder, trigger: str
 ) -> None:
     ids = backdoored.tokenizer.encode(trigger)
-    reader = Conditioner(POCKET, [backdoored], {"trigger": Insertion.of_tokens("it", ids, [backdoored], False)})
-    table = backdoored.embed(torch.tensor([*backdoored.tokenizer.encode(PROMPT), *ids]))
+    reader = Conditioner(POCKET, [backdoored], {"trigger": Insertion.of_tokens("it", ids, [backdoored])})
+    table = backdoored.embed(torch.tensor([*ids, *backdoored.tokenizer.encode(PROMPT)]))
     torch.testing.assert_close(reader(PROMPT, "trigger").states, placed(backdoored, [table]), atol=1e-4, rtol=0)
 
 
