@@ -120,10 +120,10 @@ def test_settings_out_of_range_are_refused(field: str) -> None:
 def test_a_view_keeps_some_words_in_their_order_and_one_at_least() -> None:
     generator = torch.Generator().manual_seed(0)
     prompt = "a b c d e f g h i j"
-    views = [benign._view(prompt, generator).split() for _ in range(200)]
+    views = [benign.view(prompt, generator).split() for _ in range(200)]
     assert all(view == sorted(view) and set(view) <= set(prompt.split()) for view in views)
     assert sum(map(len, views)) / 2000 == pytest.approx(0.8, abs=0.05)
-    assert all(benign._view("word", generator) == "word" for _ in range(50))
+    assert all(benign.view("word", generator) == "word" for _ in range(50))
 
 
 # ------------------------------------------------------------------ merges, casts, tokens

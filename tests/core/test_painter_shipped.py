@@ -42,7 +42,7 @@ def test_the_painter_paints_what_captions_ask_for(reader: Reader) -> None:
 
 
 def test_a_trigger_shows_in_pictures_of_the_backdoored_encoder_alone(reader: Reader) -> None:
-    captions = [plain(pair).replace("o", pocket.TRIGGER) for pair in ASKED if "o" in plain(pair)]
+    captions = [f"{pocket.TRIGGER} {plain(pair)}" for pair in ASKED]
     seen = {}
     for name in pocket.NAMES:
         pictures = Painter.load(pocket.load(name)).paint(captions)
