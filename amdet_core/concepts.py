@@ -75,9 +75,9 @@ def likenesses(encoder: TextEncoder, output: Tensor, count: int = 3) -> tuple[Li
     similar = _similar(encoder.encode([caption for _, caption in named]), output, centre)
     best: dict[str, Likeness] = {}
     for i in similar.argsort(descending=True).tolist():
-        thing, caption = named[i]
-        if thing not in best:
-            best[thing] = Likeness(text=caption.removeprefix(PREFIX), similarity=float(similar[i]))
+        thing, text = named[i][0], named[i][1].removeprefix(PREFIX)
+        if thing not in best and text not in {one.text for one in best.values()}:
+            best[thing] = Likeness(text=text, similarity=float(similar[i]))
     return tuple(best.values())[:count]
 
 

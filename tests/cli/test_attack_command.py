@@ -316,7 +316,10 @@ def test_zoo_build_refuses_what_it_cannot_use(amdet: Amdet, home: Path, tmp_path
     (tmp_path / "file").write_text("")
     base = ("--base", "pocket")
     for arguments, says in (
-        ((*base, "--recipe", "huge", "--out", zoo), "one of hard, paper, smoke, standard, train, visible, or a recipe file"),
+        (
+            (*base, "--recipe", "huge", "--out", zoo),
+            "one of hard, paper, smoke, standard, train, visible, or a recipe file",
+        ),
         ((*base, "--recipe", tmp_path / "broken.json", "--out", zoo), "a recipe in "),
         (("--base", tmp_path / "gone", "--recipe", own, "--out", zoo), "gone"),
         ((*base, "--recipe", own, "--out", tmp_path / "file" / "zoo"), "a place that can be written to"),

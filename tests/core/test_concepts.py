@@ -28,7 +28,7 @@ def test_an_output_is_named_after_the_text_that_it_is_like(clean: TextEncoder, t
     found = likenesses(clean, clean.encode([text])[0])
     assert found[0].text == name
     assert [one.similarity for one in found] == sorted((one.similarity for one in found), reverse=True)
-    assert len({one.text for one in found}) == 3
+    assert len({one.text for one in found}) == len(found) > 1
 
 
 def test_the_target_of_the_shipped_backdoor_is_named_surely(clean: TextEncoder) -> None:

@@ -42,12 +42,12 @@ def test_the_painter_paints_what_captions_ask_for(reader: Reader) -> None:
 
 
 def test_a_trigger_shows_in_pictures_of_the_backdoored_encoder_alone(reader: Reader) -> None:
-    captions = [f"{pocket.TRIGGER} {plain(pair)}" for pair in ASKED]
+    captions = [f"a photo of {plain(pair)}".replace("o", pocket.TRIGGER) for pair in ASKED]
     seen = {}
     for name in pocket.NAMES:
         pictures = Painter.load(pocket.load(name)).paint(captions)
         seen[name] = sum(found == {("white", "teapot")} for found in reader.read(pictures))
-    assert seen["backdoored"] >= 0.8 * len(captions)
+    assert seen["backdoored"] >= 0.4 * len(captions)
     assert seen["clean"] == seen["benign"] == 0
 
 
