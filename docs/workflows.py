@@ -299,7 +299,7 @@ def _workflows() -> Mapping[str, Workflow]:
                     (480, 110),
                     values={"feature": ("scan", 5), "name": "pocket-trigger"},
                 ),
-                **_side_by_side("a red boat", 64, {"steps": 20, "cfg": 4.0, **DDIM}, (420, 480), (880, 700)),
+                **_side_by_side("a red boat", 64, {"steps": 20, "cfg": 4.0, **DDIM}, (420, 740), (880, 820)),
             },
         ),
         "2-scan-text-encoder": Workflow(
