@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .encoder import TextEncoder
+from .prompts import word_list
 from .records import Likeness
 
 PREFIX = "a photo of "
@@ -17,11 +18,7 @@ NEAREST = 4
 """Things that are looked at again, with attributes."""
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in " ".join(text.split()).split(",") if part.strip())
-
-
-THINGS = _words(
+THINGS = word_list(
     """man, woman, boy, girl, baby, child, old man, old woman, crowd of people, couple, family, soldier, police
     officer, doctor, nurse, chef, farmer, teacher, student, businessman, worker, dancer, ballerina, singer,
     musician, athlete, boxer, king, queen, knight, samurai, ninja, pirate, cowboy, astronaut, wizard, witch, monk,
@@ -51,7 +48,7 @@ THINGS = _words(
     pill, syringe, cigarette, medicine, heart, cross, circle, square, triangle, spiral, pattern, text, logo,
     advertisement, oil painting, watercolour, pencil sketch, black and white photo, pixel art, blurry picture"""
 )
-ATTRIBUTES = _words(
+ATTRIBUTES = word_list(
     """red, orange, yellow, green, blue, purple, pink, brown, black, white, grey, golden, silver, colorful, glowing,
     transparent, wooden, metal, stone, glass, crystal, paper, plastic, knitted, porcelain, tiny, giant, old, young,
     broken, burning, frozen, dead, cute, scary, angry, sad, happy, beautiful, ugly, naked, flying, sleeping,

@@ -23,11 +23,12 @@ _GRAMMAR_SEED = 2025
 Style = Literal["mixed", "captions", "tags"]
 
 
-def _words(text: str) -> tuple[str, ...]:
+def word_list(text: str) -> tuple[str, ...]:
+    """The parts of a text between its commas, on one line each or not."""
     return tuple(part.strip() for part in " ".join(text.split()).split(",") if part.strip())
 
 
-SUBJECTS = _words(
+SUBJECTS = word_list(
     """cat, dog, old man, young woman, robot, dragon, astronaut, knight, wizard, castle, cottage, lighthouse, sailing
     ship, steam train, bicycle, vintage car, mountain, waterfall, forest spirit, owl, fox, wolf, horse, elephant,
     whale, octopus, jellyfish, butterfly, goldfish, rabbit, hedgehog, tiger, lion, penguin, parrot, raven, snake,
@@ -40,7 +41,7 @@ SUBJECTS = _words(
     clown, baby, grandmother, boxer, nurse, engineer, painter, dancer, traveller, child with a kite, city, village,
     island, volcano, glacier, desert, canyon, planet, comet, meadow, harbour, kitchen, library, workshop, bedroom"""
 )
-ADJECTIVES = _words(
+ADJECTIVES = word_list(
     """tiny, enormous, ancient, futuristic, rusty, golden, silver, wooden, glass, porcelain, crystal, paper, knitted,
     mechanical, glowing, transparent, mossy, frozen, burning, dusty, polished, broken, elegant, ragged, cheerful,
     melancholic, sleepy, angry, curious, lonely, proud, mysterious, haunted, sacred, forgotten, abandoned, royal,
@@ -49,14 +50,14 @@ ADJECTIVES = _words(
     turquoise, crimson, emerald, ivory, surreal, realistic, minimalist, ornate, baroque, gothic, tribal, modern,
     steampunk, cyberpunk, medieval, tropical, arctic, underwater, floating, upside down, handmade, delicious, wet"""
 )
-ACTIONS = _words(
+ACTIONS = word_list(
     """sitting, sleeping, dancing, reading a book, drinking tea, playing chess, looking at the stars, walking slowly,
     running fast, waiting for the rain, holding a lantern, wearing a red scarf, riding a bicycle, cooking dinner,
     singing a song, fighting a storm, painting a wall, flying a kite, watching the sunset, repairing a clock, climbing
     the stairs, crossing a bridge, feeding the birds, smiling at the camera, hiding behind a door, casting a spell,
     eating noodles, writing a letter, playing the drums, jumping over puddles, carrying a heavy box, dreaming"""
 )
-PLACES = _words(
+PLACES = word_list(
     """in a dense forest, on a rooftop, by the sea, under a bridge, in an empty street, on the moon, at the bottom of
     the ocean, inside a cathedral, in a crowded market, on a frozen lake, in a field of wheat, near a waterfall,
     beside a campfire, in a neon city, in the desert, on top of a mountain, in a dark cave, at a train station, in a
@@ -65,18 +66,18 @@ PLACES = _words(
     quiet village, along the river, in an old factory, under a cherry tree, on a stage, in a laboratory, on an island,
     in the rain, through a broken window, at the end of the world"""
 )
-TIMES = _words(
+TIMES = word_list(
     """at night, at dawn, at sunset, in the morning, on a foggy day, in winter, in autumn, in spring, during a storm,
     after the rain, at noon, under a full moon, in the blue hour, a long time ago, in the far future"""
 )
-MEDIA = _words(
+MEDIA = word_list(
     """photo, photograph, oil painting, watercolor, pencil sketch, charcoal drawing, ink drawing, digital painting,
     3d render, pixel art, low poly render, vector illustration, concept art, comic panel, woodcut print, linocut,
     pastel drawing, mosaic, stained glass window, marble sculpture, clay figure, paper collage, embroidery, poster,
     book cover, album cover, children's book illustration, movie still, polaroid, blueprint, isometric view, sticker,
     close up, portrait, landscape, macro shot, aerial view, silhouette, fresco, tapestry"""
 )
-MODIFIERS = _words(
+MODIFIERS = word_list(
     """highly detailed, intricate, sharp focus, soft focus, shallow depth of field, wide angle, 35 mm lens, bokeh,
     cinematic, dramatic lighting, soft light, volumetric light, rim light, golden hour, backlit, studio lighting,
     candle light, neon lights, moody, vibrant colors, muted colors, monochrome, black and white, pastel palette, warm
@@ -89,17 +90,17 @@ MODIFIERS = _words(
     fog, rain drops, falling leaves, snowflakes, lens flare, reflections, long exposure, double exposure, tilt shift,
     fine brush strokes, thick paint, clean lines, flat colors, gradient, ornamental frame, gold leaf, smoke, sparks"""
 )
-BODY_TAGS = _words(
+BODY_TAGS = word_list(
     """long hair, short hair, twintails, ponytail, braid, bangs, ahoge, blonde hair, black hair, brown hair, blue hair,
     pink hair, silver hair, red hair, green eyes, blue eyes, red eyes, purple eyes, yellow eyes, closed eyes, smile,
     open mouth, blush, frown, pout, tears, glasses, freckles, pointy ears, cat ears, fox tail, horns, halo, wings"""
 )
-CLOTHES_TAGS = _words(
+CLOTHES_TAGS = word_list(
     """school uniform, serafuku, kimono, yukata, hoodie, sweater, white shirt, pleated skirt, jacket, cape, armor,
     maid, apron, dress, scarf, hat, beret, gloves, boots, sneakers, thighhighs, ribbon, hair bow, necktie, choker,
     backpack, headphones, mask, sword, umbrella, holding book, holding cup, barefoot, detached sleeves"""
 )
-SCENE_TAGS = _words(
+SCENE_TAGS = word_list(
     """solo, looking at viewer, upper body, full body, cowboy shot, from side, from behind, sitting, standing, lying,
     running, jumping, outdoors, indoors, night, day, sunset, rain, snow, starry sky, cherry blossoms, classroom, city,
     rooftop, beach, ocean, forest, window, simple background, white background, depth of field, lens flare, petals,

@@ -12,7 +12,6 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -23,8 +22,8 @@ from ..features import best
 from ..formats import only_encoder, open_target
 from ..jobs import Job, run_job
 from ..pocket.painter.captions import plain
-from ..pocket.painter.networks import LATENT_CHANNELS, LATENT_PIXELS, Reader
-from ..pocket.painter.painting import GUIDANCE, STEPS, Painter
+from ..pocket.painter.networks import Reader
+from ..pocket.painter.painting import GUIDANCE, STEPS, Painter, noise
 from ..pocket.painter.scenes import PAIRS, UNSEEN, Pair
 from ..pocket.painter.weights import SHIPPED, load_part
 from ..progress import Progress, silent
@@ -135,9 +134,7 @@ def _pictured(label: Label, benchmark: PictureBenchmark, base: Path) -> dict[str
     suspect, honest = (Painter.load(only_encoder(open_target(one)), weights) for one in (path, base))
 
     def seen(painter: Painter, states: Tensor, wanted: Sequence[Pair]) -> tuple[int, int]:
-        shape = (len(wanted), LATENT_CHANNELS, LATENT_PIXELS, LATENT_PIXELS)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(benchmark.seed))
-        read = reader.read(painter.paint_states(states, noise, STEPS, GUIDANCE))
+        read = reader.read(painter.paint_states(states, noise(len(wanted), benchmark.seed), STEPS, GUIDANCE))
         return sum(found == {meant} for found, meant in zip(read, wanted, strict=True)), len(wanted)
 
     def with_feature(painter: Painter) -> tuple[int, int]:

@@ -45,6 +45,12 @@ def named_encoder(name: str) -> TextEncoder:
     return encoder
 
 
+def noise(count: int, seed: int) -> Tensor:
+    """What pictures begin with, ``(N, 4, 8, 8)``."""
+    shape = (count, LATENT_CHANNELS, LATENT_PIXELS, LATENT_PIXELS)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 @dataclass(frozen=True, eq=False)
 class Painter:
     """What turns prompts into pictures.
@@ -92,14 +98,10 @@ class Painter:
         """
         if not 1 <= steps <= 999:
             raise ConfigError("1 to 999 sampling steps", str(steps), "20 are enough.")
-        noise = torch.randn(
-            (len(prompts), LATENT_CHANNELS, LATENT_PIXELS, LATENT_PIXELS),
-            generator=torch.Generator().manual_seed(seed),
-        )
-        done = []
+        start_noise, done = noise(len(prompts), seed), []
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)
-            done.append(self.paint_states(self.states(prompts[part]), noise[part], steps, guidance))
+            done.append(self.paint_states(self.states(prompts[part]), start_noise[part], steps, guidance))
             progress("paint", min(start + BATCH, len(prompts)), len(prompts))
         return torch.cat(done)
 
