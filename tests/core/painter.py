@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from amdet_core.pocket.painter import recipe
+import torch
+
+from amdet_core.pocket.painter import networks, recipe, weights
 from amdet_core.progress import silent
 
 BATCHES = {"vae": 2, "decoder": 2, "tower": 4, "reader": 4, "unet": 4}
@@ -21,3 +23,11 @@ def train(out: Path) -> Path:
     """Run it and return the folder with its weights."""
     recipe.make(work(out), recipe.STAGES, silent)
     return out / "weights"
+
+
+def untrained(out: Path) -> Path:
+    """Random weights of the two parts that paint, in a folder."""
+    for seed, part in enumerate(("vae", "unet")):
+        torch.manual_seed(seed)
+        weights.save(part, networks.PARTS[part]().state_dict(), out, {})
+    return out

@@ -15,12 +15,12 @@ from amdet_core.cli import _run
 from amdet_core.encoder import TextEncoder
 from amdet_core.errors import EncoderError, StorageError
 from amdet_core.formats import open_target, write_encoder
-from amdet_core.pocket.painter import networks, weights
 from amdet_core.pocket.painter.painting import Painter, named_encoder
 from amdet_core.pocket.painter.pipeline import write_pipeline
 from amdet_core.tokenizer import clip_tokenizer
 
 from ..conftest import random_encoder
+from .painter import untrained
 
 PROMPT = "a red boat"
 
@@ -28,11 +28,7 @@ PROMPT = "a red boat"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of the two parts that paint."""
-    out = tmp_path_factory.mktemp("weights")
-    for seed, part in enumerate(("vae", "unet")):
-        torch.manual_seed(seed)
-        weights.save(part, networks.PARTS[part]().state_dict(), out, {})
-    return out
+    return untrained(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError, EncoderError, StorageError
 from amdet_core.gallery import gallery
 from amdet_core.jobs import Job, run_job
-from amdet_core.pocket.painter import networks, weights
 from amdet_core.pocket.painter.pipeline import write_pipeline
 from amdet_core.records import ScanReport
 from amdet_core.render import render
@@ -28,6 +27,7 @@ from amdet_core.render.conditioning import Conditioner, Insertion
 from amdet_core.storage import publish, read_report
 
 from ..conftest import random_encoder
+from .painter import untrained
 
 PROMPT = "two red boats and a star"
 POCKET = Checkpoint(Path("pocket"), "sd1", (192,), 64)
@@ -171,11 +171,7 @@ def test_a_folder_without_its_parts_is_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def painter_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random ones: they paint noise, but other noise for other prompts."""
-    out = tmp_path_factory.mktemp("weights")
-    for seed, part in enumerate(("vae", "unet")):
-        torch.manual_seed(seed)
-        weights.save(part, networks.PARTS[part]().state_dict(), out, {})
-    return out
+    return untrained(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
