@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .. import formats
 from ..anchors import Anchors
@@ -31,7 +31,7 @@ from .results import Result, Row, Share, read_result
 
 HEAL, ALONE = "heal", "erase"
 """The loop, and the method that is given neither an anchor nor a scan with one."""
-METHODS = (ALONE, "spectral", "restore", "distil", "fine-tune", HEAL)
+METHODS = (ALONE, "mimic", "spectral", "restore", "distil", "fine-tune", HEAL)
 EXAMPLES = 64
 """Held-out triggered prompts of each model."""
 NEARER, OWN, CLEAN, ASR = 0.95, 0.9, 0.98, 0.05
@@ -50,6 +50,22 @@ class RepairBenchmark(Config):
     sample: int | None = Field(
         default=None, ge=1, description="at most so many models, every group by its share of the zoo; null: all"
     )
+    settings: dict[str, Any] = Field(default={}, description="of methods, by METHOD.NAME, where not the defaults")
+
+    @field_validator("settings")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Fail before anything is run."""
+        unknown = [name for name in value if name.partition(".")[0] not in CONFIGS]
+        if unknown:
+            raise ValueError(f"{unknown[0]}: settings are named METHOD.NAME, METHOD one of {', '.join(CONFIGS)}")
+        for method in CONFIGS:
+            _config(method, value)
+        return value
+
+    def config(self, method: str) -> Config:
+        """Settings of a method."""
+        return _config(method, self.settings)
 
     def clinic(self, model: str, anchor: str) -> Clinic:
         """A model with an anchor, or with ``none``."""
@@ -63,6 +79,11 @@ class RepairBenchmark(Config):
             prompts=builtin_prompts(scan.prompt_limit),
             device=choose_device(self.device),
         )
+
+
+def _config(method: str, settings: Mapping[str, Any]) -> Config:
+    given = {name.partition(".")[2]: value for name, value in settings.items() if name.partition(".")[0] == method}
+    return CONFIGS[method](**given)
 
 
 class MethodResult(Record):
@@ -147,7 +168,7 @@ def run_repair(
     """Repair what a result file lacks; see :func:`.models.run_models`."""
     labels, policy = Labels.read(benchmark.zoo), load_policy(benchmark.policy)
     configs: list[Record | Config] = [policy, plan(policy, benchmark.preset, benchmark.seed), HealConfig()]
-    configs += [kind() for name, kind in CONFIGS.items() if name in METHODS]
+    configs += [benchmark.config(name) for name in CONFIGS if name in METHODS]
     settings = "".join(one.model_dump_json() for one in configs)
     empty = RepairResult(
         command=command,
@@ -228,7 +249,7 @@ def _method(
     here = benchmark.clinic(label.model, "none") if name == ALONE else clinic
     found = here.scanned() if name == ALONE else scanned
     blind = here.case(triggers(found, HealConfig()))  # type: ignore[arg-type]
-    made = repair(blind, CONFIGS[name](), HealConfig().cure)
+    made = repair(blind, benchmark.config(name), HealConfig().cure)
     after = clinic.repaired(made.patch)
     level = after.report.verdict.level.name.lower()
     return _measured(case, made.patch.apply(case.suspect), level, made.outcome.seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import typer
 from ..errors import ConfigError
 from ..terminal import ProgressLine
 from .bench_tables import detection_table, guard_table, painting_table, picture_table, repair_table
+from .changes import setting_values
 from .common import Device, Preset
 
 if TYPE_CHECKING:
@@ -136,6 +138,9 @@ def bench_repair(
     out: Annotated[
         str, typer.Option(help="result file; one that an earlier run left is completed")
     ] = "repair-{zoo}.json",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting of a method as METHOD.NAME=VALUE, as mimic.steps=250")
+    ] = None,
 ) -> None:
     """Repair every model of a zoo by every method, and measure the results by the true triggers."""
     from ..bench import RepairBenchmark, run_repair
@@ -143,9 +148,16 @@ def bench_repair(
 
     file = Path(out.replace("{zoo}", Labels.read(zoo).name))
     benchmark = RepairBenchmark(
-        zoo=zoo, policy=policy, preset=preset.value, device=device.value, seed=seed, jobs=jobs, sample=sample
+        zoo=zoo,
+        policy=policy,
+        preset=preset.value,
+        device=device.value,
+        seed=seed,
+        jobs=jobs,
+        sample=sample,
+        settings=setting_values(settings, None),
     )
-    command = _command("repair", benchmark, file, ("policy", "preset", "device", "seed", "sample"))
+    command = _command("repair", benchmark, file, ("policy", "preset", "device", "seed", "sample", "settings"))
     result = _going_on(file, partial(run_repair, benchmark, file, command=command))
     sys.stdout.write(f"{repair_table(result)}\nwritten: {file}\n")
 
@@ -294,7 +306,9 @@ def _command(
     parts = ["amdet", "bench", name, "--zoo", _from_here(benchmark.zoo)]
     for option in options:
         value = getattr(benchmark, option)
-        if value is not None:
+        if isinstance(value, dict):
+            parts += [part for name, one in value.items() for part in ("--set", f"{name}={json.dumps(one)}")]
+        elif value is not None:
             text = _from_here(Path(value)) if option in ("policy", "prompts", "weights") else str(value)
             parts += ["-n" if option == "count" else f"--{option}", text]
     return shlex.join([*parts, "--out", _from_here(file)])

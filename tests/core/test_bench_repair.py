@@ -9,10 +9,11 @@ import pytest
 from amdet_core import pocket, trust
 from amdet_core.bench import RepairBenchmark, read_repairing, repairing, run_repair
 from amdet_core.bench.repairing import MethodResult, RepairedModel, add_up, examples
+from amdet_core.errors import ConfigError
 from amdet_core.formats import write_encoder
 from amdet_core.jobs import Outcome as Scanned
 from amdet_core.records import Level, ScanReport, Target, Tool, Trigger, Verdict
-from amdet_core.repair import Clinic, condition
+from amdet_core.repair import CONFIGS, Clinic, condition
 from amdet_core.zoo import Label, Labels
 
 
@@ -130,3 +131,15 @@ def test_a_model_that_failed_is_counted_and_in_no_other_number() -> None:
     found = add_up(rows)
     assert (found.failed, found.unchanged.n, found.unchanged.count) == (1, 1, 1)
     assert found.overall == {}
+
+
+def test_settings_of_a_method_are_named_with_it(tmp_path: Path) -> None:
+    benchmark = RepairBenchmark(zoo=tmp_path, settings={"mimic.steps": 5})
+    assert benchmark.config("mimic").model_dump()["steps"] == 5
+    assert benchmark.config("erase") == CONFIGS["erase"]()
+
+
+@pytest.mark.parametrize(("name", "said"), [("steps", "METHOD.NAME"), ("mimic.stepz", "stepz"), ("heal.steps", "heal")])
+def test_settings_of_no_method_are_refused_before_anything_runs(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        RepairBenchmark(zoo=tmp_path, settings={name: 5})

@@ -33,6 +33,10 @@ WHOLE_EVERY = 8
 """Every eighth step sees all 77 positions, as other programs pad prompts to."""
 EMPTY_SHARE = 0.1
 """Of captions that are left out, for guidance."""
+MIXED_SHARE = 0.5
+"""Of contexts that begin with the states of another caption."""
+MOST_MIXED = 12
+"""Positions that such a beginning has at most, BOS included."""
 FULL_SHARE = 0.5
 """Of captions that tell the whole scene, in the contrast of pictures and captions."""
 LATENT_NOISE = 0.05
@@ -99,11 +103,17 @@ def contrast(
 def denoising(
     unet: Any, encoder: TextEncoder, latents: Tensor, captions: Sequence[str], step: int, generator: torch.Generator
 ) -> tuple[Tensor, Metrics]:
-    """The velocity of noised latents, given what the captions' states say."""
+    """The velocity of noised latents, given what the captions' states say.
+
+    Half of the contexts begin with another caption's states, as they do where a trigger, or words that mean nothing
+    here, stand before what shall be painted: the UNet learns to read the caption from all positions, padding included,
+    as a large one does, and not from the first words alone.
+    """
     empty = torch.rand(len(captions), generator=generator) < EMPTY_SHARE
     told = ["" if left_out else text for text, left_out in zip(captions, empty.tolist(), strict=True)]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         states = contexts(encoder, told, whole=step % WHOLE_EVERY == WHOLE_EVERY - 1)
+    states = begun_otherwise(states, generator)
     times = torch.randint(STEPS, (len(latents),), generator=generator)
     share = signal()[times].view(-1, 1, 1, 1)
     noise = torch.randn(latents.shape, generator=generator)
@@ -118,6 +128,15 @@ def contexts(encoder: TextEncoder, texts: Sequence[str], *, whole: bool) -> Tens
     length = encoder.spec.positions if whole else SHORT_CONTEXT
     rows = [encoder.tokenizer.encode(text) for text in texts]
     return encoder.states(encoder.tokenizer.batch_ids(rows, limit=length, pad=encoder.spec.pad_id, length=length))
+
+
+def begun_otherwise(states: Tensor, generator: torch.Generator) -> Tensor:
+    """States ``(N, T, D)``, a share of which begins with the states of the row before."""
+    n, length, _ = states.shape
+    begins = torch.randint(2, MOST_MIXED + 1, (n,), generator=generator)
+    begins = torch.where(torch.rand(n, generator=generator) < MIXED_SHARE, begins, 0)
+    mixed = torch.arange(length) < begins.unsqueeze(1)
+    return torch.where(mixed.unsqueeze(2), states.roll(1, 0), states)
 
 
 def reading(reader: Reader, batch: int, step: int, seed: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:

@@ -56,6 +56,8 @@ PLANS = {
 }
 CHUNK = 200
 """Pictures that pass the VAE together."""
+TWO_SHARE = 0.4
+"""Of the UNet's pictures that are picked among those of two objects alone, which are harder; the rest among all."""
 SAID_SECONDS = 20.0
 
 
@@ -211,9 +213,11 @@ def train_reader(work: Work, progress: Progress) -> dict[str, Tensor]:
 def train_unet(work: Work, progress: Progress) -> dict[str, Tensor]:
     """The denoiser behind the frozen pocket encoder."""
     latents, told, encoder = torch.from_numpy(encoded(work, progress).astype(np.float32)), work.scenes(), load("clean")
+    twos = [i for i, one in enumerate(told) if len(one.things) > 1]
 
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         picked, random = _picked(work, "unet", generator), Random(step)
+        picked = [twos[i % len(twos)] if random.random() < TWO_SHARE else i for i in picked]
         captions = [caption(told[i], random) for i in picked]
         return denoising(module, encoder, latents[picked], captions, step, generator)
 
