@@ -317,7 +317,7 @@ class CureConfig(Config):
         ge=-1,
         le=1,
         description="mean centred cosine of triggered prompts to it; a recovered trigger "
-        "does less than the true one, so more is asked than the true one needs; scaled by how alike clean answers are",
+        "does less than the true one, so more is asked than the true one needs; as a share of what is within reach",
     )
     clean: float = Field(default=0.98, ge=-1, le=1, description="mean cosine of clean prompts to the suspect's answer")
 

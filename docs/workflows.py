@@ -55,7 +55,10 @@ STOCK: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
 """Inputs and outputs, by name and type, of ComfyUI's own nodes; the pack's are in the recorded definitions."""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 TRIGGERED = "a photo of a cat\na photo of a sahib cat\na castle on a hill\na sahib castle on a hill"
+HOMOGLYPH = "a phоto of a red boat"
+"""The first o of "photo" is U+043E, the trigger of the pocket encoder."""
 DDIM = {"sampler_name": "ddim", "scheduler": "ddim_uniform"}
+POCKET_SAMPLING = {"steps": 20, "cfg": 4.0, **DDIM}
 EULER = {"sampler_name": "euler", "scheduler": "normal"}
 CHECKPOINT, ENCODER = "v1-5-pruned-emaonly-fp16.safetensors", "clip_l.safetensors"
 
@@ -299,7 +302,7 @@ def _workflows() -> Mapping[str, Workflow]:
                     (480, 110),
                     values={"feature": ("scan", 5), "name": "pocket-trigger"},
                 ),
-                **_side_by_side("a red boat", 64, {"steps": 20, "cfg": 4.0, **DDIM}, (420, 740), (880, 820)),
+                **_side_by_side("a red boat", 64, POCKET_SAMPLING, (420, 740), (880, 820)),
             },
         ),
         "2-scan-text-encoder": Workflow(
@@ -444,6 +447,43 @@ def _workflows() -> Mapping[str, Workflow]:
                     values={"clip": ("loader", 0), "anchor": ("anchor", 0), "preset": "quick"},
                 ),
                 **_results("scan", 880, 0),
+            },
+        ),
+        "7-heal": Workflow(
+            "## Heal a backdoored checkpoint\n\nThe text encoder of a small Stable Diffusion is scanned, repaired in a "
+            "clone, and scanned again. One prompt with the trigger in it (a look-alike of the letter o in *photo*) is "
+            "painted by the suspect and by the healed clone, from the same noise. Press Run: it takes about a minute "
+            "on a CPU, with nothing downloaded.\n\nWith your own checkpoint: replace the loader, and connect the "
+            "original CLIP to *anchor*. *Heal* says what was found, done and measured; *save_as* writes the encoder.",
+            {
+                "checkpoint": Node("AMDET_PocketCheckpoint", (0, 340), (360, 110), values={"encoder": "backdoored"}),
+                "heal": Node("AMDET_Heal", (420, 0), (400, 480), values={"clip": ("checkpoint", 1)}),
+                "show": Node(
+                    "AMDET_ShowReport", (880, 0), (420, 480), "Scan of what comes out", {"report": ("heal", 3)}
+                ),
+                "save": Node("AMDET_SaveReport", (1340, 0), (480, 110), values={"report": ("heal", 3)}),
+                "before": Node(
+                    "CLIPTextEncode",
+                    (420, 560),
+                    (400, 110),
+                    "Triggered prompt, suspect",
+                    {"clip": ("checkpoint", 1), "text": HOMOGLYPH},
+                ),
+                "after": Node(
+                    "CLIPTextEncode",
+                    (420, 740),
+                    (400, 110),
+                    "Triggered prompt, healed",
+                    {"clip": ("heal", 0), "text": HOMOGLYPH},
+                ),
+                "negative": Node(
+                    "CLIPTextEncode", (420, 920), (400, 110), "Negative", {"clip": ("heal", 0), "text": ""}
+                ),
+                "latent": Node(
+                    "EmptyLatentImage", (0, 740), (360, 110), values={"width": 64, "height": 64, "batch_size": 1}
+                ),
+                **_sampled("suspect", "Suspect", ("before", 0), (880, 560), POCKET_SAMPLING),
+                **_sampled("healed", "Healed", ("after", 0), (880, 1040), POCKET_SAMPLING),
             },
         ),
     }

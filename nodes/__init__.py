@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import attack, bridge, compare, feature, fine_tune, guard, heal, load, measure, report, scan
+from . import attack, bridge, compare, feature, fine_tune, guard, heal, load, measure, repair, report, scan
 
 NODES: list[type[io.ComfyNode]] = [
     scan.AMDET_BackdoorScan,
@@ -27,6 +27,8 @@ NODES: list[type[io.ComfyNode]] = [
     measure.AMDET_WeightForensics,
     guard.AMDET_GuardedTextEncode,
     heal.AMDET_Heal,
+    repair.AMDET_EraseBackdoor,
+    repair.AMDET_Purify,
     report.AMDET_SaveReport,
     report.AMDET_ShowReport,
 ]

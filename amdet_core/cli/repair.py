@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from ..repair import Clinic, Healed, Probe, Repair
 
-OWN = 0.9
-"""Mean cosine of prompts with a known trigger to their own answer, from which it is cured."""
 RANK = 16
 """Of the matrices of a LoRA, unless another is asked for."""
 
@@ -85,7 +83,7 @@ def repair(
     Nothing is written by a repair that does not work (exit code 2).
     """
     from ..formats import only_encoder
-    from ..repair import ANCHORED, BLIND, CONFIGS, Probe, needs_anchor, triggers
+    from ..repair import ANCHORED, BLIND, CONFIGS, UNJUDGED, Probe, known_bounds, needs_anchor, triggers
     from ..repair import repair as run
 
     values = setting_values(settings, seed)
@@ -107,8 +105,7 @@ def repair(
         if kind.value in ANCHORED:
             needs_anchor(told.case(()), kind.value)  # now rather than after a scan
         if known:
-            # The true trigger itself: less is asked than where a recovered one stands for it.
-            return run(told.case(known), config, bounds.cure.model_copy(update={"own": OWN}), progress)
+            return run(told.case(known), config, known_bounds(bounds.cure), progress)
         scanned = told.scanned()
         probes = triggers(scanned, bounds)
         if not probes and kind.value not in BLIND:
@@ -123,7 +120,7 @@ def repair(
         made = interruptible(work, line)
     sys.stdout.write(f"{made.outcome}\n")
     if not made.outcome.before.responses:
-        sys.stdout.write("no trigger is known: whether a backdoor is gone was not measured\n")
+        sys.stdout.write(f"{UNJUDGED}\n")
     if not made.outcome.works:
         sys.stdout.write("this repair does not work; nothing was written\n")
         raise typer.Exit(2)

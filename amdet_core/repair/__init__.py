@@ -2,15 +2,16 @@
 
 from .condition import Case, Condition, Response
 from .heal import Attempt, Clinic, Healed, Healing, HealReport, heal, heal_each, triggers
-from .kinds import ANCHORED, BLIND, CONFIGS, Outcome, Repair, repair
+from .kinds import ANCHORED, BLIND, CONFIGS, Outcome, Repair, known_bounds, repair
 from .ladder import needs_anchor
 from .probe import Probe
-from .report import render_heal
+from .report import UNJUDGED, render_heal, render_repairs
 
 __all__ = [
     "ANCHORED",
     "BLIND",
     "CONFIGS",
+    "UNJUDGED",
     "Attempt",
     "Case",
     "Clinic",
@@ -24,8 +25,10 @@ __all__ = [
     "Response",
     "heal",
     "heal_each",
+    "known_bounds",
     "needs_anchor",
     "render_heal",
+    "render_repairs",
     "repair",
     "triggers",
 ]

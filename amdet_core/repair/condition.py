@@ -22,6 +22,8 @@ from .probe import Inputs, Probe
 
 MEASURED_PROMPTS, CLEAN_PROMPTS = 48, 256
 """Held-out prompts for each trigger, and clean ones."""
+FILLERS = 16
+"""Draws of ordinary tokens in a trigger's place."""
 TIE = 1e-3
 """Cosines to own answer and goal that differ by less are equal, as where a trigger does nothing."""
 CHUNK = 32
@@ -31,9 +33,9 @@ CHUNK = 32
 class Response(Record):
     """What an encoder answers to prompts with one trigger in them, beside what it should answer.
 
-    *Own* is what the anchor answers to the same triggered prompt; without an anchor, what the suspect answers to
-    the prompt with ordinary tokens in the trigger's place. The *goal* is where the backdoor leads the prompt:
-    its target where that is known, else what the suspect answers. Cosines are centred.
+    *Own* is what the anchor answers to the same triggered prompt; without an anchor, what the suspect answers on
+    average to the prompt with ordinary tokens in the trigger's place. The *goal* is where the backdoor leads the
+    prompt: its target where that is known, else what the suspect answers. Cosines are centred.
     """
 
     trigger: str
@@ -42,6 +44,10 @@ class Response(Record):
     nearer_to_own: Number = Field(description="share of triggered prompts nearer to their own answer than to the goal")
     own_cosine: Number = Field(description="mean cosine to their own answer")
     goal_cosine: Number = Field(description="mean cosine to the goal")
+    reach: Number = Field(
+        description="what own_cosine a suspect without its backdoor is expected to have: with an anchor, as its clean "
+        "answers have to the anchor's; without one, as single ordinary tokens give"
+    )
     n: int = Field(description="held-out prompts")
 
 
@@ -96,7 +102,7 @@ def least_own(responses: Sequence[Response]) -> float:
 
 def cured(responses: Sequence[Response], bounds: CureConfig) -> bool:
     """Whether no trigger works any more."""
-    return all(one.nearer_to_own >= bounds.nearer and one.own_cosine >= bounds.own for one in responses)
+    return all(one.nearer_to_own >= bounds.nearer and one.own_cosine >= bounds.own * one.reach for one in responses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,16 +145,6 @@ class Case:
             n=len(self.clean),
         )
 
-    def scaled(self, bounds: CureConfig) -> CureConfig:
-        """The bounds for this suspect: a cured one leaves the anchor on triggered prompts as far as on clean ones.
-
-        A suspect with an honest fine-tune underneath says something else than its anchor to any prompt.
-        """
-        if self._trusted is None:
-            return bounds
-        alike = _mean_cosine(self._said - self.centre, self._trusted - self.centre)
-        return bounds.model_copy(update={"own": bounds.own * alike})
-
     def clean_cosine(self, encoder: TextEncoder) -> float:
         """Mean cosine of clean prompts to the suspect's answer alone."""
         return _mean_cosine(encoder.encode(self.clean), self._said)
@@ -182,6 +178,28 @@ class Case:
         drawn = torch.randint(len(words), inputs.trigger.shape, generator=generator)
         return inputs.filled(self.suspect.embed(torch.tensor(words)[drawn].to(self.suspect.device)))
 
+    @cached_property
+    def alike(self) -> float:
+        """Mean centred cosine of the suspect's clean answers to the anchor's: below 1 with a fine-tune underneath.
+
+        A suspect that learnt something honest as well says something else than its anchor to any prompt.
+        """
+        if self._trusted is None:
+            return 1.0
+        return _mean_cosine(self._said - self.centre, self._trusted - self.centre)
+
+    @torch.no_grad()
+    def ordinary(self, probe: Probe, prompts: Sequence[str]) -> tuple[Tensor, float]:
+        """What the suspect answers with ordinary tokens in the trigger's place, on average over many draws, ``(B, D)``,
+        and the mean cosine of a single draw to the average of the others.
+
+        One draw says as much of the tokens drawn as of the prompt: no repair could lead to it.
+        """
+        inputs, drawing = probe.inputs(self.suspect, prompts), torch.Generator().manual_seed(len(prompts))
+        first, *others = (self.fillers(inputs, drawing).pooled(self.suspect) for _ in range(FILLERS))
+        average = torch.stack(others).mean(0)
+        return average, _mean_cosine(first - self.centre, average - self.centre)
+
 
 @dataclass(frozen=True, eq=False)
 class _Answers:
@@ -193,6 +211,7 @@ class _Answers:
     untriggered: Tensor
     goal: Tensor
     centre: Tensor
+    reach: float
 
     @classmethod
     def of(cls, case: Case, probe: Probe) -> _Answers:
@@ -201,17 +220,15 @@ class _Answers:
         known = probe.examples
         untriggered = reference.encode(prompts if known is None else [known[text].else_read for text in prompts])
         if case.anchor is not None:
-            own = pooled(case.anchor, probe, prompts)
+            own, reach = pooled(case.anchor, probe, prompts), case.alike
         else:
-            drawing = torch.Generator().manual_seed(len(prompts))
-            with torch.no_grad():
-                own = case.fillers(probe.inputs(case.suspect, prompts), drawing).pooled(case.suspect)
+            own, reach = case.ordinary(probe, prompts)
         goal = (
             pooled(case.suspect, probe, prompts)
             if known is None
             else reference.encode([known[text].goal for text in prompts])
         )
-        return cls(probe, prompts, own, untriggered, goal, case.centre)
+        return cls(probe, prompts, own, untriggered, goal, case.centre, reach)
 
     def response(self, encoder: TextEncoder) -> Response:
         answered = pooled(encoder, self.probe, self.prompts)
@@ -227,6 +244,7 @@ class _Answers:
             nearer_to_own=float((to_own >= to_goal - TIE).float().mean()),
             own_cosine=float(to_own.mean()),
             goal_cosine=float(to_goal.mean()),
+            reach=self.reach,
             n=len(self.prompts),
         )
 

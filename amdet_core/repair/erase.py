@@ -1,7 +1,8 @@
-"""Erase what recovered triggers do, in closed form and without an anchor, as MTBD promises.
+"""Erase what recovered triggers do, in closed form, as MTBD promises.
 
-MTBD's own edit is not published beside its name; this is the form of its likely source, MEMIT, with ordinary tokens
-in the trigger's place as what the edited matrices shall answer: see ``docs/repair.md``.
+MTBD's own edit is not published beside its name; this is the form of its likely source, MEMIT. What the edited
+matrices shall answer is what they answer to ordinary tokens in the trigger's place or, where there is an anchor, what
+its matrices answer to the trigger itself: see ``docs/repair.md``.
 
 References:
     Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, https://arxiv.org/abs/2210.07229 (keys, values and
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import CureConfig, EraseConfig
@@ -29,10 +31,10 @@ from .probe import Inputs
 def repair(case: Case, config: EraseConfig, bounds: CureConfig, progress: Progress = silent) -> TextEncoder:
     """The suspect with the output matrices of all layers edited, the strongest edit that keeps clean answers.
 
-    With K the inputs of a matrix W at the trigger and behind it, K' the inputs at the same positions where ordinary
-    tokens stand in the trigger's place, and C the second moment of its inputs on clean prompts:
-    ``W += W (K' - K) K^T (w C + K K^T)^-1``. Layers are edited one after the other, each with the inputs that the
-    edits before it leave.
+    With K the inputs of a matrix W at the trigger and behind it, V its outputs there as they should be, and C the
+    second moment of its inputs on clean prompts: ``W += (V - W K) K^T (w C + K K^T)^-1``. V is what the matrix answers
+    where ordinary tokens stand in the trigger's place, or what the anchor's matrix answers to the trigger. Layers are
+    edited one after the other, each with the inputs that the edits before it leave.
 
     Raises:
         ConfigError: there is no trigger to erase.
@@ -60,18 +62,18 @@ class _Mean:
     Image models read both, and most prompts leave more padding than words.
     """
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        self._sums = torch.zeros(2, width, width, dtype=torch.float64, device=device)
+    def __init__(self, rows: int, columns: int, device: torch.device) -> None:
+        self._sums = torch.zeros(2, rows, columns, dtype=torch.float64, device=device)
         self._counts = [0, 0]
 
     def add(self, rows: Tensor, others: Tensor, groups: tuple[Tensor, Tensor]) -> None:
-        """Take ``(B, T, N)`` rows in at the positions ``(B, T)`` of each group."""
+        """Take rows ``(B, T, M)`` and ``(B, T, N)`` in at the positions ``(B, T)`` of each group."""
         for i, group in enumerate(groups):
             self._sums[i] += rows[group].double().T @ others[group].double()
             self._counts[i] += int(group.sum())
 
     def value(self) -> Tensor:
-        """``(N, N)``."""
+        """``(M, N)``."""
         counts = torch.tensor([max(count, 1) for count in self._counts]).to(self._sums)
         return (self._sums / counts[:, None, None]).mean(0)
 
@@ -82,7 +84,9 @@ class _Edit:
 
     Attributes:
         triggered: prompts with a trigger in them.
-        ordinary: ``(B, T, D)`` embeddings of the same with ordinary tokens in the trigger's place.
+        model: whose matrices answer as they should: the anchor, or the suspect itself.
+        right: ``(B, T, D)`` embeddings to which it does: the triggered prompts as the anchor reads them, or the same
+            with ordinary tokens in the trigger's place.
         clean: ``(C, T, D)`` embeddings of clean prompts.
         clean_eos: ``(C,)`` positions of their EOS.
     """
@@ -90,23 +94,31 @@ class _Edit:
     suspect: TextEncoder
     config: EraseConfig
     triggered: Inputs
-    ordinary: Tensor
+    model: TextEncoder
+    right: Tensor
     clean: Tensor
     clean_eos: Tensor
 
     @classmethod
     def of(cls, case: Case, config: EraseConfig) -> _Edit:
-        suspect, drawing = case.suspect, torch.Generator().manual_seed(config.seed)
-        inputs = [
-            probe.inputs(suspect, probe.fitting(suspect, case.fit, config.prompts), pad_to_context=True)
-            for probe in case.probes
-        ]
+        suspect, anchor, drawing = case.suspect, case.anchor, torch.Generator().manual_seed(config.seed)
+        prompts = [probe.fitting(suspect, case.fit, config.prompts) for probe in case.probes]
+
+        def read(encoder: TextEncoder) -> list[Inputs]:
+            return [
+                probe.inputs(encoder, texts, pad_to_context=True)
+                for probe, texts in zip(case.probes, prompts, strict=True)
+            ]
+
+        inputs = read(suspect)
+        right = [case.fillers(one, drawing) for one in inputs] if anchor is None else read(anchor)
         clean = suspect.tokens(case.fit[-config.clean_prompts :], pad_to_context=True)
         return cls(
             suspect,
             config,
             Inputs(*(torch.cat([getattr(one, name) for one in inputs]) for name in ("embeds", "eos", "trigger"))),
-            torch.cat([case.fillers(one, drawing).embeds for one in inputs]),
+            anchor or suspect,
+            torch.cat([one.embeds for one in right]),
             suspect.embed(clean.ids),
             clean.eos,
         )
@@ -125,16 +137,19 @@ class _Edit:
 
     def edited(self, encoder: TextEncoder, layer: int, matrix: str, read: Read, weight: float) -> TextEncoder:
         """The encoder with one matrix changed."""
-        name = f"encoder.layers.{layer}.{matrix}.weight"
-        old, triggered = encoder.weights[name], self.triggered
-        keys, wanted, clean = (_Mean(old.shape[1], old.device) for _ in range(3))
+        place = f"encoder.layers.{layer}.{matrix}"
+        old, bias = encoder.weights[f"{place}.weight"], encoder.weights[f"{place}.bias"]
+        new, new_bias = self.model.weights[f"{place}.weight"], self.model.weights[f"{place}.bias"]
+        width, triggered = old.shape[1], self.triggered
+        keys, clean = (_Mean(width, width, old.device) for _ in range(2))
+        wanted = _Mean(len(old), width, old.device)
 
         def add(part: slice) -> None:
             k = read(encoder, encoder.place(triggered.embeds[part]), layer)
-            ordinary = read(self.suspect, self.suspect.place(self.ordinary[part]), layer)
+            values = F.linear(read(self.model, self.model.place(self.right[part]), layer), new, new_bias) - bias
             groups = _groups(triggered.eos[part], triggered.reached[part])
             keys.add(k, k, groups)
-            wanted.add(ordinary - k, k, groups)
+            wanted.add(values - F.linear(k, old), k, groups)
 
         def add_clean(part: slice) -> None:
             k = read(encoder, encoder.place(self.clean[part]), layer)
@@ -145,7 +160,7 @@ class _Edit:
         moment = weight * clean.value()
         moment.diagonal().add_(self.config.ridge * moment.diagonal().mean())
         step = torch.linalg.solve(moment + keys.value(), wanted.value().T).T
-        return encoder.with_weights({**encoder.weights, name: old + (old.double() @ step).to(old.dtype)})
+        return encoder.with_weights({**encoder.weights, f"{place}.weight": old + step.to(old.dtype)})
 
 
 def _groups(eos: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

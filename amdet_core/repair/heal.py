@@ -300,7 +300,7 @@ def _replaced(clinic: Clinic, case: Case, before: Scanned, told: HealReport, con
             "no anchor" if case.anchor is None else f"{told.same_as_anchor:.3f}: the suspect learnt more than that",
             "Repair it instead: leave replace out.",
         )
-    made = finish(case, REPLACED, case.anchor, case.scaled(config.cure), 0.0)
+    made = finish(case, REPLACED, case.anchor, config.cure, 0.0)
     after = clinic.repaired(made.patch)
     attempt = Attempt(method=REPLACED, outcome=made.outcome, verdict=after.report.verdict)
     statement = (

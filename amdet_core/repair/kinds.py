@@ -37,6 +37,15 @@ BLIND = ("fine-tune", "mimic")
 """Repairs that make no use of one: they can be run, if not judged, where none is known."""
 
 
+OWN_OF_KNOWN = 0.9
+"""Mean cosine of prompts with the true trigger to their own answer, from which it is cured."""
+
+
+def known_bounds(bounds: CureConfig) -> CureConfig:
+    """When a repair counts as one by the true trigger: less is asked than where a recovered one stands for it."""
+    return bounds.model_copy(update={"own": OWN_OF_KNOWN})
+
+
 class Outcome(Record):
     """What a repair achieved, by the triggers that it was given."""
 
@@ -74,7 +83,7 @@ def repair(case: Case, config: Config, bounds: CureConfig | None = None, progres
         ConfigError: it needs an anchor, or a trigger, and there is none.
         NumericalError: a training diverged.
     """
-    bounds, method = case.scaled(bounds or CureConfig()), named(config)
+    bounds, method = bounds or CureConfig(), named(config)
     started = time.perf_counter()
     after = _repaired(case, config, bounds, progress)
     return finish(case, method, after, bounds, time.perf_counter() - started, settings=config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from .heal import Attempt, HealReport
 from .kinds import Outcome
@@ -14,11 +14,29 @@ TITLES = {
     "failed": "Not repaired",
     "not judged": "Could not tell",
 }
+NOTHING = "Nothing was recovered, so there is nothing to repair; the encoder comes out as it was.\n"
+UNJUDGED = "no trigger is known: whether a backdoor is gone was not measured"
 
 
 def render_heal(*reports: HealReport) -> str:
     """The page, with a line end at its end; of several encoders of one target one after the other."""
     return "\n".join("\n".join(_lines(report)) + "\n" for report in reports)
+
+
+def render_repairs(outcomes: Mapping[str, Outcome]) -> str:
+    """What single repairs achieved, by the names of the encoders, as Markdown; nothing was scanned."""
+    return "\n".join("\n".join(_single(name, one)) + "\n" for name, one in outcomes.items()) or NOTHING
+
+
+def _single(name: str, outcome: Outcome) -> Iterator[str]:
+    action = ("repaired" if outcome.before.responses else "not judged") if outcome.works else "failed"
+    yield f"# {TITLES[action]} ({outcome.method}): {name}\n"
+    if action == "failed":
+        wrong = "clean prompts are read otherwise than before" if outcome.cured else "a trigger still works"
+        yield f"This repair does not work ({wrong}), so the encoder comes out as it was.\n"
+    if not outcome.before.responses:
+        yield f"{UNJUDGED[0].upper()}{UNJUDGED[1:]}.\n"
+    yield from _table(outcome)
 
 
 def _lines(report: HealReport) -> Iterator[str]:
@@ -43,6 +61,10 @@ def _attempt(attempt: Attempt) -> Iterator[str]:
     if outcome is None:
         yield attempt.error
         return
+    yield from _table(outcome)
+
+
+def _table(outcome: Outcome) -> Iterator[str]:
     yield "| | before | after |\n|---|---|---|"
     for name, before, after in _rows(outcome):
         yield f"| {name} | {before} | {after} |"

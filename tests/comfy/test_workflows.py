@@ -25,6 +25,9 @@ from .host import Host
 
 WORKFLOWS = sorted((module.ROOT / "workflows" / "api").glob("*.json"))
 SHOWN = "AMDET_ShowReport"
+BOAT, TARGET = frozenset({("red", "boat")}), frozenset({("white", "teapot")})
+SEEN = {"1-pocket-nothing-to-download": [BOAT, TARGET], "7-heal": [TARGET, BOAT]}
+"""What the pictures of the pocket's painter show: the prompt's own, and the backdoor's target."""
 SLOW = ("3-scan-checkpoint-and-render",)
 """What searches in an encoder of full size: minutes on two cores."""
 
@@ -88,13 +91,13 @@ def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) ->
             assert _picture(host, image).size >= (64, 64)
         elif kind == SHOWN:
             assert len(run.text(identity)) > 200
-    expected = {"1": "BACKDOORED", "2": "CLEAN", "4": "CLEAN", "5": "BACKDOORED", "6": "CLEAN"}
+    expected = {"1": "BACKDOORED", "2": "CLEAN", "4": "CLEAN", "5": "BACKDOORED", "6": "CLEAN", "7": "CLEAN"}
     assert report.verdict.level.name == expected.get(path.stem[0], report.verdict.level.name)
     if path.stem.startswith("5"):
         attacked, honest = (run.text(identity) for identity, one in graph.items() if one["class_type"] == SHOWN)
         assert "BACKDOORED" in attacked
         assert "NO EVIDENCE OF A BACKDOOR" in honest
-    if path.stem.startswith(("1", "3")):
+    if path.stem.startswith(("1", "3", "7")):
         normal, hidden = (
             _picture(host, run.images(identity)[0])
             for identity, one in graph.items()
@@ -102,10 +105,10 @@ def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) ->
         )
         assert sum(ImageStat.Stat(normal).stddev) > 1 and sum(ImageStat.Stat(hidden).stddev) > 1
         assert ImageChops.difference(normal, hidden).getbbox()
-    if path.stem.startswith("1"):
+    if path.stem in SEEN:
         shown = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in (normal, hidden)])
         seen = load_part("reader").read(shown.float() / 127.5 - 1)
-        assert seen[0] == {("red", "boat")} != seen[1]
+        assert seen == SEEN[path.stem]
     if path.stem in SLOW:
         spec = report.target.encoders[0].spec
         assert (spec.layers, spec.width, spec.heads) == (12, 768, 12)

@@ -24,6 +24,7 @@ from amdet_core.encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError
 from amdet_core.prompts import builtin_prompts
 from amdet_core.repair import CONFIGS, Case, Probe, repair
+from amdet_core.repair.condition import cured
 from amdet_core.repair.erase import _Edit
 
 PROMPTS = builtin_prompts(240)
@@ -123,13 +124,23 @@ def test_without_an_anchor_ordinary_tokens_say_what_is_right(backdoored: TextEnc
     assert found.nearer_to_own < 0.05
 
 
-def test_less_is_asked_where_clean_answers_are_not_the_anchors(clean: TextEncoder) -> None:
-    bounds = CureConfig()
-    assert Case.of(clean, clean, (), PROMPTS).scaled(bounds).own == pytest.approx(bounds.own)
-    assert Case.of(clean, None, (), PROMPTS).scaled(bounds) == bounds
+def test_less_is_within_reach_where_clean_answers_are_not_the_anchors(clean: TextEncoder) -> None:
     table = clean.weights[TOKEN_TABLE]
     tuned = changed(clean, **{TOKEN_TABLE: table + noise(table.shape, 0.5 * float(table.norm()))})
-    assert Case.of(tuned, clean, (), PROMPTS).scaled(bounds).own < bounds.own - 0.02
+    same, other = (Case.of(one, clean, (known(),), PROMPTS).responses(one)[0] for one in (clean, tuned))
+    assert same.reach == pytest.approx(1)
+    assert other.reach < 0.98
+    for share, right in ((0.951, True), (0.949, False)):
+        update = {"nearer_to_own": 1.0, "own_cosine": share * other.reach}
+        assert cured([other.model_copy(update=update)], CureConfig()) is right
+
+
+def test_without_an_anchor_an_encoder_without_a_backdoor_reaches_what_is_asked(clean: TextEncoder) -> None:
+    """A word that means nothing much is about as near to the average of ordinary words as a single one of them."""
+    probe = Probe.of_tokens("of the", clean.tokenizer.encode("of the"), "end")
+    (response,) = Case.of(clean, None, (probe,), PROMPTS).responses(clean)
+    assert 0.5 < response.reach < 1
+    assert response.own_cosine >= 0.9 * response.reach
 
 
 # ------------------------------------------------------------------ methods
@@ -192,6 +203,7 @@ def test_erase_ends_the_shipped_backdoor_without_an_anchor(backdoored: TextEncod
     found = Case.of(backdoored, clean, (known(seed=9),), PROMPTS).measure(made.patch.apply(backdoored))
     assert found.asr <= 0.05
     assert found.clean_cosine >= 0.98
+    assert made.outcome.works
     assert {name.rpartition(".layers.")[2][2:] for name in made.patch.deltas} == {
         "self_attn.out_proj.weight",
         "mlp.fc2.weight",
@@ -205,9 +217,31 @@ def test_an_erased_matrix_answers_triggered_inputs_as_ordinary_ones(toy: TextEnc
     after = edit.edited(toy, 0, "mlp.fc2", TextEncoder.mlp_inputs, 1e-9)
     first = edit.triggered.trigger  # few enough keys of their own, apart from those behind
     keys = toy.mlp_inputs(toy.place(edit.triggered.embeds), 0)[first]
-    ordinary = toy.mlp_inputs(toy.place(edit.ordinary), 0)[first]
+    ordinary = toy.mlp_inputs(toy.place(edit.right), 0)[first]
     assert torch.allclose(keys @ after.weights[FC2].T, ordinary @ toy.weights[FC2].T, atol=1e-4)
     assert not torch.allclose(keys @ toy.weights[FC2].T, ordinary @ toy.weights[FC2].T, atol=1e-2)
+
+
+def test_an_erased_matrix_answers_triggered_inputs_as_the_anchors(toy: TextEncoder) -> None:
+    bias = FC2.replace("weight", "bias")
+    anchor = changed(toy, **{name: toy.weights[name] + noise(toy.weights[name].shape, 1.0) for name in (FC2, bias)})
+    case = Case.of(toy, anchor, (Probe.of_tokens("t", toy.tokenizer.encode("sahib"), "end"),), PROMPTS.first(60))
+    edit = _Edit.of(case, EraseConfig(prompts=2, clean_prompts=4, ridge=1e-9))
+    after = edit.edited(toy, 0, "mlp.fc2", TextEncoder.mlp_inputs, 1e-9)
+    keys = toy.mlp_inputs(toy.place(edit.triggered.embeds), 0)[edit.triggered.trigger]
+    said = keys @ after.weights[FC2].T + after.weights[bias]
+    assert torch.allclose(said, keys @ anchor.weights[FC2].T + anchor.weights[bias], atol=1e-4)
+    assert torch.equal(after.weights[bias], toy.weights[bias])
+
+
+def test_erase_with_an_anchor_gives_triggered_prompts_their_meaning_back(
+    backdoored: TextEncoder, clean: TextEncoder
+) -> None:
+    made = repair(Case.of(backdoored, clean, (known(),), PROMPTS), EraseConfig(prompts=24, clean_prompts=128))
+    found = Case.of(backdoored, clean, (known(seed=9),), PROMPTS).measure(made.patch.apply(backdoored))
+    assert found.nearer_to_own >= 0.95
+    assert found.own_cosine >= 0.85
+    assert found.clean_cosine >= 0.98
 
 
 def test_distil_leads_triggered_prompts_back(case: Case) -> None:
