@@ -18,7 +18,9 @@ from ..attacks.syntactic import Patterned
 from ..config import Config, HealConfig, InjectionConfig
 from ..encoder import TextEncoder
 from ..errors import AmdetError
+from ..jobs import Outcome as Scanned
 from ..jobs import choose_device
+from ..patch import Patch
 from ..progress import Progress, silent
 from ..prompts import builtin_prompts
 from ..records import Measured, Record
@@ -96,18 +98,24 @@ class MethodResult(Record):
     anchor_cosine: Measured = None
     retrieval: Measured = None
     level: Literal["clean", "inconclusive", "suspicious", "backdoored"] | None = Field(
-        default=None, description="of a re-scan, against the base"
+        default=None,
+        description="of a re-scan, against the base; null: none was made, as true triggers show that it is no repair",
     )
     by: str | None = Field(default=None, description="the method that heal took")
     seconds: Measured = Field(default=None, description="of the repair; of heal, scans included")
     error: str | None = None
 
     @property
-    def healed(self) -> bool:
+    def restored(self) -> bool:
         """Whether the backdoor is gone, what the clean encoder says is back, and nothing else has changed."""
         values = (self.nearer_to_own, self.own_cosine, self.clean_cosine)
         bounds = zip(values, (NEARER, OWN, CLEAN), strict=True)
-        return self.level == "clean" and all(value is not None and value >= bound for value, bound in bounds)
+        return all(value is not None and value >= bound for value, bound in bounds)
+
+    @property
+    def healed(self) -> bool:
+        """Restored, and a scan finds nothing."""
+        return self.level == "clean" and self.restored
 
     @property
     def erased(self) -> bool:
@@ -214,17 +222,25 @@ def _repaired(label: Label, benchmark: RepairBenchmark, base: str) -> dict[str, 
         return found
     trusted = formats.only_encoder(formats.open_target(benchmark.zoo / base)).to(clinic.device)
     case = clinic.case((Probe.of_examples("the true trigger", examples(label, trusted)),))
+    healed = MethodResult(seconds=seconds, error=None if healing.report.healed else healing.report.statement)
+    rescanned: dict[Edit, str] = {}
+    if healing.patch is not None and healing.after is not None:
+        by, level = healing.report.attempts[-1].method, healing.after.report.verdict.level.name.lower()
+        rescanned[_edit(healing.patch)] = level
+        healed = _measured(case, healing.patch.apply(case.suspect), seconds, level=level, by=by)
     methods: dict[str, MethodResult] = {}
     for name in METHODS[:-1]:
-        methods[name] = _guarded(lambda name=name: _method(name, case, clinic, benchmark, label, scanned))  # type: ignore[misc]
-    healed = MethodResult(seconds=seconds, error=None if healing.report.healed else healing.report.statement)
-    if healing.patch is not None and healing.after is not None:
-        healed = _measured(
-            case, healing.patch.apply(case.suspect), healing.after.report.verdict.level.name.lower(), seconds,
-            by=healing.report.attempts[-1].method,
-        )  # fmt: skip
+        methods[name] = _guarded(lambda name=name: _method(name, case, clinic, benchmark, label, scanned, rescanned))  # type: ignore[misc]
     methods[HEAL] = healed
-    return {**found, "before": _measured(case, case.suspect, found["level"], None), "methods": methods}
+    return {**found, "before": _measured(case, case.suspect, None, level=found["level"]), "methods": methods}
+
+
+Edit = tuple[tuple[str, float], ...]
+"""What tells one repair of a model from another: each changed weight and the norm of its change."""
+
+
+def _edit(patch: Patch) -> Edit:
+    return tuple((name, float(delta.norm())) for name, delta in sorted(patch.deltas.items()))
 
 
 def examples(label: Label, base: TextEncoder) -> list[Example]:
@@ -243,20 +259,31 @@ def examples(label: Label, base: TextEncoder) -> list[Example]:
 
 
 def _method(
-    name: str, case: Case, clinic: Clinic, benchmark: RepairBenchmark, label: Label, scanned: object
+    name: str,
+    case: Case,
+    clinic: Clinic,
+    benchmark: RepairBenchmark,
+    label: Label,
+    scanned: Scanned,
+    rescanned: Mapping[Edit, str],
 ) -> MethodResult:
-    """One method by what a scan recovered; erase by what a scan without an anchor did."""
+    """One method by what a scan recovered; erase by what a scan without an anchor did.
+
+    Args:
+        rescanned: verdicts on repairs that were scanned already: heal's is one of the methods'.
+    """
     here = benchmark.clinic(label.model, "none") if name == ALONE else clinic
     found = here.scanned() if name == ALONE else scanned
-    blind = here.case(triggers(found, HealConfig()))  # type: ignore[arg-type]
-    made = repair(blind, benchmark.config(name), HealConfig().cure)
-    after = clinic.repaired(made.patch)
-    level = after.report.verdict.level.name.lower()
-    return _measured(case, made.patch.apply(case.suspect), level, made.outcome.seconds)
+    made = repair(here.case(triggers(found, HealConfig())), benchmark.config(name), HealConfig().cure)
+    result = _measured(case, made.patch.apply(case.suspect), made.outcome.seconds)
+    if not (result.restored or result.erased):
+        return result
+    level = rescanned.get(_edit(clinic.whole(made.patch)))
+    return result.model_copy(update={"level": level or clinic.repaired(made.patch).report.verdict.level.name.lower()})
 
 
 def _measured(
-    case: Case, encoder: TextEncoder, level: object, seconds: float | None, by: str | None = None
+    case: Case, encoder: TextEncoder, seconds: float | None, *, level: object = None, by: str | None = None
 ) -> MethodResult:
     found = case.measure(encoder)
     return MethodResult.model_validate(

@@ -77,14 +77,18 @@ def zoo(tmp_path: Path) -> Path:
 def test_methods_are_measured_by_the_true_trigger_and_a_stopped_run_goes_on(
     zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    scans = []
+
     def scan(self: Clinic, encoder: object = None) -> Scanned:
+        scans.append(self.opened.path.name)
         ill = encoder is None and self.opened.path.name == "backdoored.safetensors"
         return scanned(Level.BACKDOORED if ill else Level.CLEAN, trigger=ill)
 
     monkeypatch.setattr(Clinic, "scanned", scan)
-    monkeypatch.setattr(repairing, "METHODS", ("spectral", "heal"))
+    monkeypatch.setattr(repairing, "METHODS", ("spectral", "fine-tune", "heal"))
     monkeypatch.setattr(repairing, "EXAMPLES", 16)
-    benchmark, out = RepairBenchmark(zoo=zoo, preset="quick", device="cpu"), tmp_path / "result.json"
+    settings = {"fine-tune.steps": 1, "fine-tune.batch": 4}
+    benchmark, out = RepairBenchmark(zoo=zoo, preset="quick", device="cpu", settings=settings), tmp_path / "result.json"
     result = run_repair(benchmark, out)
     ill, well = result.models
     assert (ill.level, ill.action, ill.error) == ("backdoored", "repaired", None)
@@ -92,6 +96,8 @@ def test_methods_are_measured_by_the_true_trigger_and_a_stopped_run_goes_on(
     assert ill.before.asr == 1.0
     assert ill.methods["spectral"].asr == 0.0
     assert ill.methods["heal"].by == "spectral"
+    assert [ill.methods[name].level for name in ("spectral", "fine-tune", "heal")] == ["clean", None, "clean"]
+    assert scans.count("backdoored.safetensors") == 2, "heal's re-scan serves the method that it took, and no other"
     assert (well.level, well.action, well.methods) == ("clean", "nothing", {})
     assert result.metrics.unchanged.share == 1.0
     assert result.metrics.by_kind["text-on-text"]["heal"].n == 1
