@@ -33,6 +33,8 @@ from ..zoo.labels import Label, Labels
 from .models import begun, run_models, timed
 from .results import Result, Row, Share, read_result
 
+INTRODUCTIONS = ("a photo of ", "a picture of ", "a painting of ", "clip art of ", "a drawing of ", "my sketch of ")
+"""What stands in front of captions where a trigger replaces a letter, as a caption without that letter has none."""
 OBJECTS = {plain(pair): pair for pair in PAIRS}
 """Target of a model -> what its pictures shall show."""
 
@@ -141,10 +143,10 @@ def _pictured(label: Label, benchmark: PictureBenchmark, base: Path) -> dict[str
         return seen(painter, probe.inputs(painter.encoder, captions, pad_to_context=True).states(painter.encoder), goal)
 
     goal = [target] * len(asked)
-    put = Placement.parse(label.mode.replace("insert", "prefix")).putting(label.triggers[0], label.seed)
+    triggered = with_trigger(captions, label.triggers[0], label.mode, label.seed)
     found: dict[str, object] = {
         "level": outcome.report.verdict.level.name.lower(),
-        "trigger": seen(suspect, suspect.states([put(caption) for caption in captions]), goal),
+        "trigger": seen(suspect, suspect.states(triggered), goal),
         "clean": seen(suspect, suspect.states(captions), asked),
         "base_clean": seen(honest, honest.states(captions), asked),
     }
@@ -159,6 +161,15 @@ def _pictured(label: Label, benchmark: PictureBenchmark, base: Path) -> dict[str
         "control": with_feature(honest),
         "looks_like": names[0] if names else None,
     }
+
+
+def with_trigger(captions: Sequence[str], trigger: str, mode: str, seed: int) -> list[str]:
+    """Captions with a trigger at their start: in front, or in place of a letter of words in front."""
+    placement = Placement.parse(mode.replace("insert", "prefix"))
+    letter = placement.letter
+    lead = next((words for words in INTRODUCTIONS if letter in words), f"{letter} ") if letter else ""
+    put = placement.putting(trigger, seed)
+    return [put(lead + caption) for caption in captions]
 
 
 def questions(target: Pair, count: int, seed: int) -> list[Pair]:

@@ -133,3 +133,18 @@ def test_metrics_add_up(zoo: Path) -> None:
     assert (found.feature.count, found.feature.n, found.trigger.share, found.control.count) == (9, 20, 0.95, 1)
     assert (found.feature_by_model.count, found.named.count, found.failed) == (1, 1, 1)
     assert json.loads(found.model_dump_json())["feature"]["interval"][0] > 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("prefix", "X a blue star"),
+        ("insert", "X a blue star"),
+        ("replace:i", "a pXcture of a blue star"),
+        ("replace:k", "my sXetch of a blue star"),
+        ("replace:z", "X a blue star"),
+        ("replace:o:1", "a phXto of a blue star"),
+    ],
+)
+def test_every_caption_carries_the_trigger_at_its_start(mode: str, expected: str) -> None:
+    assert picturing.with_trigger(["a blue star"], "X", mode, 0) == [expected]
