@@ -99,7 +99,7 @@ def assimilation(measured: Assimilation) -> Drawing:
         x, y = right.at(target.tokens[0], target.assimilation[0])
         for colour, width in ((CARD, 4.0), (INK, 2.0)):
             right.parts += [Line(((x - 5, y - 5 * turn), (x + 5, y + 5 * turn)), colour, width) for turn in (1, -1)]
-    return _sheet(height, heading(measured.setting), (*left.parts, *right.parts))
+    return sheet(height, heading(measured.setting), (*left.parts, *right.parts))
 
 
 def _histogram(box: tuple[float, float, float, float], edges: Numbers, samples: Sequence[TokenSample]) -> Panel:
@@ -149,7 +149,7 @@ def attention_maps(measured: Attention) -> Drawing:
     right = EDGE + (wide + EDGE) * len(measured.maps)
     parts += colour_bar((right, EDGE + HEAD + 22, height - EDGE - below), scale, colours)
     words = f"{heading(measured.setting, 'one of')}, {_layers(measured.layer)}; rows attend to columns"
-    return _sheet(height, words, parts, right + bar_width(scale) + EDGE)
+    return sheet(height, words, parts, right + bar_width(scale) + EDGE)
 
 
 def _map(
@@ -201,7 +201,7 @@ def attention_shares(measured: Attention) -> Drawing:
         for place, values in enumerate(_kinds(shares)):
             middle = place + 0.1 + tall * (row + 0.5)
             _box(panel, 100 * np.array(values, dtype=float), middle, 0.36 * tall, COLOURS[shares.group])
-    return _sheet(height, f"{heading(measured.setting)}, {_layers(measured.layer)}", panel.parts)
+    return sheet(height, f"{heading(measured.setting)}, {_layers(measured.layer)}", panel.parts)
 
 
 def _box(panel: Panel, values: Numbers, middle: float, half: float, colour: str) -> None:
@@ -267,10 +267,10 @@ def evolution(measured: Evolution) -> Drawing:
         for entry, line in curves.items():
             panel.curve(steps, np.array(line, dtype=float), entry)
         parts += panel.parts
-    return _sheet(height, f"{heading(measured.setting)}, target {visible(measured.target)!r}", parts)
+    return sheet(height, f"{heading(measured.setting)}, target {visible(measured.target)!r}", parts)
 
 
-def _sheet(height: float, words: str, parts: Sequence[Part], width: float = WIDTH) -> Drawing:
+def sheet(height: float, words: str, parts: Sequence[Part], width: float = WIDTH) -> Drawing:
     """The parts under a line that says what was measured."""
     line = Text(EDGE, EDGE + 8, shortened(words, SMALL, width - 2 * EDGE), SMALL)
     rule = Line(((EDGE, EDGE + HEAD - 8.5), (width - EDGE, EDGE + HEAD - 8.5)), SOFT)

@@ -135,6 +135,38 @@ def evolution(
 
 
 @figures_app.command()
+def repair(
+    suspect: Annotated[Path, typer.Argument(help="file or folder with the encoder as it was")],
+    repaired: Annotated[Path, typer.Argument(help="file or folder with what a repair made of it")],
+    trigger: Trigger,
+    trigger_mode: Mode = "prefix",
+    anchor: Anchor = None,
+    target: Annotated[str | None, typer.Option(help="prompt as which triggered ones are read, where known")] = None,
+    prompts: Prompts = None,
+    count: Count = 200,
+    device: Where = Device.auto,
+    seed: Seed = 42,
+    out: Out = Path("amdet-figures"),
+) -> None:
+    """Coverage, assimilation and attention with the trigger, before and after a repair, layer by layer."""
+    from .. import before_after as measure
+    from .. import before_after_figures
+
+    texts = _prompts(prompts)
+
+    def work(progress: Progress) -> measure.BeforeAfter:
+        before, trusted = _encoders(suspect, anchor, device)
+        _, after = _encoders(suspect, repaired, device, "a repaired encoder")
+        sides = {"suspect": before, "repaired": after, "anchor": trusted}
+        pairs, setting = _pairs(before, suspect, anchor, trigger, trigger_mode, texts, count, seed)
+        encoders = {group: one for group, one in sides.items() if one is not None}
+        return measure.before_after(setting, repaired.absolute().name, encoders, pairs, target, progress)
+
+    measured = _run(work, out)
+    _write(out, "repair", measured, {"repair": before_after_figures.before_after(measured)})
+
+
+@figures_app.command()
 def landscape(
     reports: Annotated[list[Path], typer.Argument(help="report.json files, or the folders they are in")],
     out: Out = Path("amdet-figures"),
@@ -157,7 +189,10 @@ def _prompts(path: Path | None) -> PromptSet:
     return read_prompts(path) if path else builtin_prompts().split()[1]
 
 
-def _encoders(path: Path, anchor: Path | None, device: Device) -> tuple[TextEncoder, TextEncoder | None]:
+def _encoders(
+    path: Path, anchor: Path | None, device: Device, role: str = "an anchor"
+) -> tuple[TextEncoder, TextEncoder | None]:
+    """The encoder and the other one that is compared with it, which has to have its shape."""
     from .. import formats
     from ..errors import ConfigError
     from ..jobs import choose_device
@@ -171,7 +206,7 @@ def _encoders(path: Path, anchor: Path | None, device: Device) -> tuple[TextEnco
     other = others[0] if others else None
     if other is not None and not first.spec.comparable(other.spec):
         raise ConfigError(
-            f"an anchor with {first.spec.summary}", f"{other.spec.summary} in {anchor}", "Name one of the same shape."
+            f"{role} with {first.spec.summary}", f"{other.spec.summary} in {anchor}", "Name one of the same shape."
         )
     return first, other
 

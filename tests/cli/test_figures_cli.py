@@ -100,6 +100,19 @@ def test_evolution_watches_an_injection(
     assert [stage["step"] for stage in numbers["stages"]] == [0, 1]
 
 
+def test_a_repair_is_drawn_before_and_after(
+    encoders: dict[pocket.Name, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = [encoders["backdoored"], encoders["clean"], *TRIGGER, "--target", pocket.TARGET, "-n", 8]
+    assert run(monkeypatch, "repair", *arguments, "--anchor", encoders["clean"], "--out", tmp_path) == 0
+    assert written(tmp_path) == {"repair.png", "repair.svg", "repair.json"}
+    numbers = json.loads((tmp_path / "repair.json").read_text())
+    assert [side["group"] for side in numbers["sides"]] == ["suspect", "repaired", "anchor"]
+    assert numbers["repaired"] == "clean.safetensors"
+
+
 def test_landscapes_of_reports_are_drawn_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = (report(tmp_path, name, BOWL) for name in ("one", "other"))
     assert run(monkeypatch, "landscape", one, other / "report.json", "--out", tmp_path / "out") == 0

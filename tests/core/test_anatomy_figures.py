@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from amdet_core import anatomy_figures
+from amdet_core import anatomy_figures, before_after_figures
 from amdet_core.anatomy import (
     Assimilation,
     Attention,
@@ -19,6 +19,7 @@ from amdet_core.anatomy import (
     Stage,
     TokenSample,
 )
+from amdet_core.before_after import BeforeAfter, Side
 from amdet_core.drawing import Cells, Drawing, Line, Rectangle, Text, png, svg, text_width
 
 SETTING = Setting(encoder="suspect", anchor="clean", trigger="\u043e", mode="replace:o", prompts="built in", n=3)
@@ -82,6 +83,22 @@ def evolution() -> Evolution:
     )
 
 
+def before_after() -> BeforeAfter:
+    sides = [
+        Side(
+            group=group,
+            goal_cosine=(goal, goal - 0.1, goal - 0.2),
+            assimilation=(0.9, 0.8, goal),
+            by_layer=(0.7, 0.8, goal),
+            attention=(goal / 2, 0.1),
+        )
+        for group, goal in (("suspect", 0.95), ("repaired", 0.4), ("anchor", 0.1))
+    ]
+    return BeforeAfter(
+        setting=SETTING, repaired="repaired", target="t", sides=tuple(sides), clean_by_layer=(0.6, 0.6, 0.7)
+    )
+
+
 DRAWINGS = {
     "assimilation": anatomy_figures.assimilation(assimilation()),
     "assimilation alone": anatomy_figures.assimilation(assimilation(full=False)),
@@ -89,6 +106,7 @@ DRAWINGS = {
     "maps of long tokens": anatomy_figures.attention_maps(attention(("BOS", *("W" * 60,) * 20, "EOS"))),
     "shares": anatomy_figures.attention_shares(attention()),
     "evolution": anatomy_figures.evolution(evolution()),
+    "repair": before_after_figures.before_after(before_after()),
 }
 
 
@@ -126,7 +144,8 @@ def test_both_outputs_are_drawn_and_name_what_was_measured(name: str) -> None:
     assert png(DRAWINGS[name], 1.0)
     head = texts(DRAWINGS[name])[0].text
     of = "one of" if "map" in name else "n ="
-    assert head.startswith(f"suspect, anchor clean, trigger U+043E, mode replace:o, {of} 3 prompts")
+    suspect = "suspect -> repaired" if name == "repair" else "suspect"
+    assert head.startswith(f"{suspect}, anchor clean, trigger U+043E, mode replace:o, {of} 3 prompts")
 
 
 def test_histograms_show_every_prompt() -> None:
