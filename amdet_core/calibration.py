@@ -52,6 +52,10 @@ class Term(Record):
         return self.evidence if self.times is None else f"{self.evidence} x {self.times}"
 
 
+LEAST_BOUND = 1e-6
+"""In place of a bound of zero, which honest encoders without any evidence would give."""
+
+
 class Calibration(Record):
     """A score over some evidence, with the scores of honest encoders, each measured by the others."""
 
@@ -88,6 +92,10 @@ class Calibration(Record):
     def score(self, values: Mapping[Term, float]) -> float:
         """How many times as far as any honest encoder it goes, where it goes farthest."""
         return max(term.beyond(value) for term, value in values.items())
+
+    def margin(self, score: float) -> float:
+        """How far a score lies above the bound, as a share of it; negative below it."""
+        return score / max(self.bound, LEAST_BOUND) - 1
 
     def p_value(self, score: float) -> float:
         """How often an honest encoder scores at least as high."""

@@ -64,12 +64,24 @@ class ProgressLine:
         self._stage = stage
 
 
-def interruptible(work: Callable[[ProgressCallback], T], progress: ProgressCallback) -> T:
-    """Run ``work`` so that Ctrl-C ends the process within a second, with exit code 130."""
+def interruptible(
+    work: Callable[[ProgressCallback], T],
+    progress: ProgressCallback,
+    *,
+    left: str = "nothing was written",
+    cleanup: Callable[[], object] = lambda: None,
+) -> T:
+    """Run ``work`` so that Ctrl-C ends the process within a second, with exit code 130.
+
+    Args:
+        left: what is said of the files.
+        cleanup: is called before that end, which no ``finally`` outlives.
+    """
     try:
         return in_background(work, progress, grace=GRACE)
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; nothing was written\n")
+        cleanup()
+        sys.stderr.write(f"\ninterrupted; {left}\n")
         sys.stderr.flush()
         sys.stdout.flush()
         os._exit(130)

@@ -207,7 +207,7 @@ def _score(policy: Policy, values: Mapping[str, float | None]) -> float | None:
             return None
         calibration, terms = found
         margins = [finding.margin(values.get) for finding in policy.findings if finding.level > Level.CLEAN]
-        return max(calibration.score(terms) / calibration.bound - 1, *margins)
+        return max(calibration.margin(calibration.score(terms)), *margins)
     gravest = max((finding.level for finding in policy.findings), default=Level.CLEAN)
     findings = [finding for finding in policy.findings if finding.level == gravest]
     if all(values.get(condition.evidence) is None for finding in findings for condition in finding.when):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,13 +101,16 @@ def paint_to(
     config = RenderConfig(**(POCKET_SETTINGS if checkpoint == POCKET else {}) | given)
     if not prompts:
         prompts = POCKET_PROMPTS if checkpoint == POCKET else builtin_prompts(config.pictures).prompts
-    with ProgressLine() as line, _opened(checkpoint) as path:
+    with ProgressLine() as line, ExitStack() as stack:
+        path = _opened(checkpoint, stack)
         made = interruptible(
             lambda progress: painted(
                 report, folder, path, prompts, config,
                 device=choose_device(device), encoder=encoder, repaired=repaired, progress=progress,
             ),
             line,
+            left="no picture was written",
+            cleanup=stack.close,
         )  # fmt: skip
     shown = gallery(made.columns, made.record.prompts)
     write_atomic(folder / PICTURES, png(shown))
@@ -117,15 +120,13 @@ def paint_to(
         sys.stderr.write(f"note: {note}\n")
 
 
-@contextmanager
-def _opened(checkpoint: str) -> Iterator[Path]:
-    """The path of a checkpoint; the shipped one is written to a folder for as long as it is needed."""
+def _opened(checkpoint: str, stack: ExitStack) -> Path:
+    """The path of a checkpoint; the shipped one is written to a folder that is removed with the stack."""
     if checkpoint != POCKET:
-        yield Path(checkpoint)
-        return
+        return Path(checkpoint)
     from ..pocket import load
     from ..pocket.painter.pipeline import write_pipeline
 
-    with tempfile.TemporaryDirectory() as folder:
-        write_pipeline(Path(folder) / POCKET, load("clean"))
-        yield Path(folder) / POCKET
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / POCKET
+    write_pipeline(path, load("clean"))
+    return path

@@ -130,6 +130,11 @@ def test_the_score_of_a_calibrated_policy_is_positive_exactly_when_it_flags() ->
     assert score(CALIBRATED, evidence(literal_gap=0.9)) is None
 
 
+def test_a_null_without_any_evidence_ranks_what_has_some() -> None:
+    nothing = KNOWN.model_copy(update={"null": (0.0,) * 199})
+    assert nothing.margin(0.0) < 0 < nothing.margin(0.01) < nothing.margin(0.5)
+
+
 # ------------------------------------------------------------------ learning
 
 
