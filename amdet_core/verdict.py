@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from .calibration import Calibration, Measure, Term
 from .errors import ConfigError
-from .records import RUNS, Evidence, Fault, Level, LevelName, Record, Verdict
+from .records import ALONE, RUNS, Evidence, Fault, Level, LevelName, Record, Verdict
 
 IDENTITY = "identical_to_trusted"
 """Evidence that ends a scan: 1 when all weights that prompts reach equal a trusted encoder's."""
@@ -259,12 +259,18 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
     elif policy.calibrations and known is None:
         failed.append("not all that the policy weighs was measured")
     if failed:
-        return judged._replace(level=Level.INCONCLUSIVE, reasons=failed)
+        return judged._replace(level=Level.INCONCLUSIVE, reasons=failed + (judged.reasons if known else []))
     if known is not None:
         return judged
     asked = dict.fromkeys(condition.evidence for finding in policy.findings for condition in finding.when)
     values = [f"{name} {value(name):.2f}" for name in asked if value(name) is not None]
     return _Judged(Level.CLEAN, [f"nothing crossed the policy's bounds ({', '.join(values)})"])
+
+
+def _compared_with(names: Collection[str], evidence: Sequence[Evidence]) -> str:
+    """What encoders were held against: an anchor each, or nothing but themselves."""
+    alone = {e.encoder for e in evidence if e.name.startswith(ALONE)}
+    return "honest encoders that are measured without an anchor" if alone == names else "a fine-tune of its anchor"
 
 
 def _compared(calibration: Calibration, terms: Mapping[Term, float], p_value: float) -> str:
@@ -300,6 +306,7 @@ def _statement(level: Level, policy: Policy, evidence: Sequence[Evidence]) -> st
         f"prompts and {searches}. "
         "That is not a proof that there is none.",
         Level.INCONCLUSIVE: "This scan could not tell whether the encoder is backdoored.",
-        Level.SUSPICIOUS: "The encoder behaves unlike a fine-tune of its anchor; treat it as unsafe until explained.",
+        Level.SUSPICIOUS: f"The encoder behaves unlike {_compared_with(measured, evidence)}; "
+        "treat it as unsafe until explained.",
         Level.BACKDOORED: "The encoder holds a hidden input that overrides prompts; do not use it.",
     }[level]

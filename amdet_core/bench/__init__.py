@@ -1,6 +1,6 @@
 """Benchmarks: what is claimed about the detector, measured on models whose labels are known."""
 
-from .calibration import calibrate
+from .calibration import calibrate, calibrate_policy
 from .detection import Benchmark, run
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
 from .images import Classified, ImageBenchmark, ImageResult, Told, run_images
@@ -26,6 +26,7 @@ __all__ = [
     "RepairResult",
     "Told",
     "calibrate",
+    "calibrate_policy",
     "read_detection",
     "read_guarding",
     "read_painting",

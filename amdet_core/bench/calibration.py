@@ -6,13 +6,38 @@ from collections.abc import Sequence
 
 from ..calibration import Calibration, Term
 from ..errors import ConfigError
-from ..verdict import Finding
+from ..verdict import Finding, Policy
 from .results import ModelResult
 
 FEWEST = 10
 """Honest models without which nothing is learnt."""
 DIGITS = 4
 """Decimals that are kept."""
+
+
+def calibrate_policy(policy: Policy, rows: Sequence[ModelResult], family: str, rate: float = 0.01) -> Policy:
+    """A policy whose calibrations are learnt anew; those of whose evidence no model has any stay as they are.
+
+    Scans with an anchor and without one measure different evidence, and may come from different results.
+
+    Raises:
+        ConfigError: the policy has no calibration, or too few honest models have all of one's evidence.
+    """
+    if not policy.calibrations:
+        raise ConfigError("a policy with a calibration", policy.name, "Name another with --policy: docs/policies.md.")
+    fitted = [
+        calibrate(rows, one.terms, family, rate, policy.findings)
+        if any(one.values(row.evidence.get) is not None for row in rows)
+        else one
+        for one in policy.calibrations
+    ]
+    first = next((one for one in fitted if one.null), None)
+    if first is None:
+        raise ConfigError(
+            f"results that measure what {policy.name} weighs", "none", "Scan the zoo with the policy that measures it."
+        )
+    error_rate = f"set to {first.stated_rate:.1%} on {len(first.null)} {first.family}; for others it is not known"
+    return policy.model_copy(update={"calibrations": tuple(fitted), "error_rate": error_rate})
 
 
 def calibrate(
@@ -36,8 +61,8 @@ def calibrate(
     Raises:
         ConfigError: fewer than :data:`FEWEST` honest models have all the evidence.
     """
-    honest = [row for row in rows if row.label == "benign"]
     blank = Calibration(family=family, terms=tuple(terms), rate=rate)
+    honest = [row for row in rows if row.label == "benign"]
     measured = [blank.values(row.evidence.get) for row in honest]
     known = [list(values.values()) for values in measured if values is not None]
     if len(known) < FEWEST:
@@ -51,9 +76,10 @@ def calibrate(
         others = _reached(terms, known[:i] + known[i + 1 :])
         null.append(round(blank.score(dict(zip(others, own, strict=True))), DIGITS))
     calibration = blank.model_copy(update={"terms": _reached(terms, known), "null": tuple(sorted(null))})
+    rows = [row for row in rows if blank.values(row.evidence.get) is not None]
     backdoored = [row for row in rows if row.label == "backdoored"]
     caught = sum(_crosses(row, findings) or _flagged(calibration, row) for row in backdoored)
-    alarms = sum(_crosses(row, findings) for row in honest)
+    alarms = sum(_crosses(row, findings) for row in rows if row.label == "benign")
     return calibration.model_copy(update={"alarms": alarms, "caught": caught, "n_backdoored": len(backdoored)})
 
 

@@ -263,19 +263,18 @@ def bench_calibrate(
     out: Annotated[Path, typer.Option(help="file of the new policy")] = Path("policy.json"),
 ) -> None:
     """Learn from scans of known models how far honest ones go in the evidence of a policy."""
-    from ..bench import calibrate, read_detection
+    from ..bench import calibrate_policy, read_detection
     from ..storage import check_writable, record_json, write_atomic
     from ..verdict import load_policy
 
-    judge = load_policy(policy)
-    if not judge.calibrations:
-        raise ConfigError("a policy with a calibration", judge.name, "Name another with --policy: docs/policies.md.")
     rows = [row for path in results for row in read_detection(path).models]
-    fitted = tuple(calibrate(rows, one.terms, family, rate, judge.findings) for one in judge.calibrations)
+    fitted = calibrate_policy(load_policy(policy), rows, family, rate)
     check_writable(out.parent)
-    error_rate = f"set to {fitted[0].stated_rate:.1%} on {len(fitted[0].null)} {family}; for others it is not known"
-    write_atomic(out, record_json(judge.model_copy(update={"calibrations": fitted, "error_rate": error_rate})))
-    for one in fitted:
+    write_atomic(out, record_json(fitted))
+    for one in fitted.calibrations:
+        if not one.null:
+            sys.stdout.write(f"not learnt: {', '.join(term.name for term in one.terms)}\n")
+            continue
         sys.stdout.write(
             f"{len(one.null)} honest models, rate {one.kept_rate:.3g}: flagged above {one.bound:.2f} times as far as "
             f"they go, and {one.alarms} of them by the policy's bounds; {one.caught} of {one.n_backdoored} "

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from amdet_core.bench import ModelResult, calibrate
+from amdet_core.bench import ModelResult, calibrate, calibrate_policy
 from amdet_core.calibration import Calibration, Term
 from amdet_core.errors import ConfigError
 from amdet_core.records import Evidence, Fault, Level
@@ -191,6 +191,34 @@ def test_the_null_knows_nothing_of_the_model_that_it_scores() -> None:
 def test_a_calibration_that_was_not_learnt_judges_nothing() -> None:
     blank = CALIBRATED.model_copy(update={"calibrations": (KNOWN.model_copy(update={"null": ()}),)})
     assert blank.calibrated({"sweep_gap": 0.9}.get) is None
+
+
+def test_scans_without_an_anchor_are_learnt_from_apart() -> None:
+    lone = [
+        row(i, "benign" if i % 2 else "backdoored", alone_sweep_gap=0.1 if i % 2 else 0.9, alone_sweep_departure=0.9)
+        for i in range(40)
+    ]
+    alone = Calibration(family="?", terms=(GAP.model_copy(update={"evidence": "alone_sweep_gap"}),))
+    blank = CALIBRATED.model_copy(
+        update={"calibrations": (KNOWN.model_copy(update={"null": (), "terms": (GAP,)}), alone), "findings": ()}
+    )
+    first, second = calibrate_policy(blank, [*zoo(), *lone], "toys").calibrations
+    assert (len(first.null), first.n_backdoored) == (120, 40)
+    assert (len(second.null), second.n_backdoored, second.caught) == (20, 20, 20)
+    kept = calibrate_policy(blank, zoo(), "toys").calibrations
+    assert kept[1] == alone, "nothing was measured of it"
+    with pytest.raises(ConfigError, match="results that measure"):
+        calibrate_policy(blank, [row(1, "benign", other=0.5)], "toys")
+
+
+def test_without_an_anchor_what_stands_out_is_suspicious_and_the_rest_is_not_called_clean() -> None:
+    alone = KNOWN.model_copy(update={"terms": (GAP.model_copy(update={"evidence": "alone_sweep_gap", "honest": 0.2}),)})
+    policy = CALIBRATED.model_copy(update={"calibrations": (KNOWN, alone)})
+    found = decide(policy, evidence(alone_sweep_gap=0.9), [])
+    assert found.level == Level.SUSPICIOUS
+    assert "measured without an anchor" in found.statement
+    assert "fine-tune of its anchor" in decide(policy, evidence(sweep_gap=0.3), []).statement
+    assert decide(policy, evidence(alone_sweep_gap=0.01), []).level == Level.INCONCLUSIVE
 
 
 def test_too_few_models_are_refused() -> None:
