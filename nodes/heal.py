@@ -11,14 +11,37 @@ from . import bridge, comfy_clip
 from .scan import PRESETS
 
 if TYPE_CHECKING:
+    from ..amdet_core.config import ScanConfig
     from ..amdet_core.formats import OpenedTarget
     from ..amdet_core.progress import Progress
-    from ..amdet_core.repair import Healed
+    from ..amdet_core.prompts import PromptSet
+    from ..amdet_core.repair import Clinic, Healed
 
 AUTO = "auto"
 METHODS = [AUTO, "spectral", "restore", "distil", "erase"]
 REPAIRS = 3
 """Repairs for which the progress bar has room; what goes on longer leaves it at its end."""
+
+
+def clinic(hidden: Any, clip: Any, anchor: Any, config: ScanConfig, prompts: PromptSet, progress: Progress) -> Clinic:
+    """What repairs of a CLIP, as the graph uses it, share; to be called by work in the background.
+
+    Args:
+        hidden: the node's hidden inputs, which tell where the CLIPs come from.
+        anchor: a CLIP, or None to look for trusted encoders.
+    """
+    from ..amdet_core.repair import Clinic
+
+    label, beside = (bridge.described(hidden.prompt, hidden.unique_id, name) for name in ("clip", "anchor"))
+    return Clinic(
+        opened=comfy_clip.read(clip, label),
+        anchors=bridge.anchors(None if anchor is None else comfy_clip.read(anchor, beside), progress),
+        scan=config,
+        policy=POLICIES[DEFAULT_POLICY],
+        prompts=prompts,
+        device=bridge.device(),
+        progress=progress,
+    )
 
 
 class AMDET_Heal(io.ComfyNode):
@@ -98,25 +121,14 @@ class AMDET_Heal(io.ComfyNode):
         cls, clip: Any, method: str, preset: str, seed: int, replace: bool, save_as: str, anchor: Any = None
     ) -> io.NodeOutput:
         """Heal every CLIP text encoder of the CLIP."""
-        from ..amdet_core.repair import Clinic, heal_each, render_heal
+        from ..amdet_core.repair import heal_each, render_heal
         from ..amdet_core.scan import plan, stages
 
-        policy = POLICIES[DEFAULT_POLICY]
-        config = plan(policy, preset, seed)
-        label, beside = (bridge.described(cls.hidden.prompt, cls.hidden.unique_id, name) for name in ("clip", "anchor"))
+        config = plan(POLICIES[DEFAULT_POLICY], preset, seed)
 
         def work(progress: Progress) -> tuple[OpenedTarget, Healed]:
-            opened = comfy_clip.read(clip, label)
-            clinic = Clinic(
-                opened=opened,
-                anchors=bridge.anchors(None if anchor is None else comfy_clip.read(anchor, beside), progress),
-                scan=config,
-                policy=policy,
-                prompts=bridge.prompts(None, config.prompt_limit),
-                device=bridge.device(),
-                progress=progress,
-            )
-            return opened, heal_each(clinic, method=None if method == AUTO else method, replaced=replace)
+            made = clinic(cls.hidden, clip, anchor, config, bridge.prompts(None, config.prompt_limit), progress)
+            return made.opened, heal_each(made, method=None if method == AUTO else method, replaced=replace)
 
         count = comfy_clip.count(clip)
         bridge.make_room(comfy_clip.size(clip))

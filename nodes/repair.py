@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from . import bridge, comfy_clip
+from .heal import clinic
 
 if TYPE_CHECKING:
     from ..amdet_core.config import Config, CureConfig
@@ -203,29 +205,18 @@ def _repaired(
         probes: encoder's name -> its triggers.
         needed: leave encoders without a trigger as they are.
     """
-    from ..amdet_core.repair import Clinic, render_repairs, repair
-    from ..amdet_core.scan import plan
-    from ..amdet_core.verdict import DEFAULT_POLICY, POLICIES
-
-    policy = POLICIES[DEFAULT_POLICY]
-    scan = plan(policy, "quick", 0)
-    label, beside = (bridge.described(hidden.prompt, hidden.unique_id, name) for name in ("clip", "anchor"))
+    from ..amdet_core.config import ScanConfig
+    from ..amdet_core.repair import render_repairs, repair
 
     def work(progress: Progress) -> dict[str, Repair]:
-        clinic = Clinic(
-            opened=comfy_clip.read(clip, label),
-            anchors=bridge.anchors(None if anchor is None else comfy_clip.read(anchor, beside), progress),
-            scan=scan,
-            policy=policy,
-            prompts=bridge.prompts(prompts),
-            device=bridge.device(),
-        )
-        found = {one.found.name: (one, probes(one.found.name)) for one in clinic.each}
-        return {
-            name: repair(one.case(triggers), config, bounds, progress)
-            for name, (one, triggers) in found.items()
-            if triggers or not needed
-        }
+        whole = clinic(hidden, clip, anchor, ScanConfig(), bridge.prompts(prompts), progress)
+        made = {}
+        for one in whole.each:
+            name = one.found.name
+            if (triggers := probes(name)) or not needed:
+                done = repair(one.case(triggers), config, bounds, progress)
+                made[name] = replace(done, patch=one.whole(done.patch))
+        return made
 
     bridge.make_room(comfy_clip.size(clip))
     made = bridge.run(work, plan={"erase" if needed else "mimic": comfy_clip.count(clip)})
