@@ -3,6 +3,7 @@
 AmdetError
 ├── ConfigError      a setting, a prompt file, a policy or an argument is not usable
 ├── EncoderError     a file holds no text encoder that can be scanned, or not the one that was asked for
+│   └── NoEncoderError   it holds nothing that takes part in reading prompts
 ├── NumericalError   weights or results are not finite, or an optimisation diverged
 └── StorageError     something could not be read from or written to disk
 """
@@ -33,6 +34,10 @@ class ConfigError(AmdetError):
 
 class EncoderError(AmdetError):
     """A file holds no text encoder that can be scanned, or not the one that was asked for."""
+
+
+class NoEncoderError(EncoderError):
+    """A file holds nothing that takes part in reading prompts, as an image model or a VAE."""
 
 
 class NumericalError(AmdetError):

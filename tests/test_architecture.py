@@ -41,7 +41,7 @@ LAYERS = [
     {"pipeline", "scan", "attacks", "pocket"},
     {"anchors"},
     {"jobs"},
-    {"zoo", "repair", "render", "images"},
+    {"zoo", "repair", "render", "images", "fleet"},
     {"bench"},
     {"cli", "terminal"},
     {"__main__"},

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import ConfigError
 from ..records import Level, ScanReport
 from ..storage import PICTURES
-from .common import EXIT, Device, Format, Preset, placement, scan_to, show_report
+from .common import EXIT, Device, Format, Preset, placement, scan_each, scan_to, show_report
 from .render import POCKET, paint_to
+
+if TYPE_CHECKING:
+    from ..report import Row
 
 
 def scan(
-    path: Annotated[Path, typer.Argument(help="file or folder with a text encoder, checkpoints included")],
+    path: Annotated[
+        Path, typer.Argument(help="file or folder with a text encoder, checkpoints included, or a folder of many")
+    ],
     anchor: Annotated[str, typer.Option(help="trusted encoder to compare with: a path, auto or none")] = "auto",
     prompts: Annotated[Path | None, typer.Option(help="prompts, one per line, UTF-8 [default: built in]")] = None,
     preset: Annotated[Preset, typer.Option(help="how much work")] = Preset.standard,
@@ -32,14 +37,42 @@ def scan(
         str, typer.Option(help="how it stands in a prompt: prefix, insert or replace:X")
     ] = "prefix",
 ) -> None:
-    """Find out whether a text encoder is backdoored, with what, and how sure that is."""
+    """Find out whether a text encoder is backdoored, with what, and how sure that is.
+
+    Of a folder of many models, as of downloads, each is scanned; what was scanned before with the same settings is not
+    scanned again.
+    """
+    from ..fleet import PAGE, Fleet
+    from ..storage import record_json
+
     folder = out or Path("amdet-report") / path.absolute().name
     settings = {"anchor": anchor, "prompts": prompts, "preset": preset.value, "policy": policy, "seed": seed}
     place = None if known_trigger is None else placement(known_trigger, trigger_mode, seed)
+    if Fleet.fits(path):
+        told = _tell if form is Format.text else lambda _: None
+        overview = scan_each(path, folder, place, told, device=device.value, **settings)
+        sys.stdout.write(f"{overview.counts()}\n" if form is Format.text else record_json(overview).decode())
+        sys.stderr.write(f"overview: {folder / PAGE}\n")
+        raise typer.Exit(EXIT[overview.level])
     report = scan_to(path, folder, place_trigger=place, device=device.value, **settings)
     show_report(report, form)
     sys.stderr.write(f"report: {folder / 'report.html'}\n")
     raise typer.Exit(EXIT[report.verdict.level])
+
+
+def _tell(row: Row) -> None:
+    """One model on a line, with what is to be known at once below it."""
+    from ..report.words import plain
+
+    sys.stdout.write(f"{row.headline}: {plain(row.path)}\n")
+    for line in (
+        row.said,
+        row.trigger and f"trigger: {row.trigger}",
+        row.looks_like and f"looks like: {row.looks_like}",
+    ):
+        if line:
+            sys.stdout.write(f"    {plain(line)}\n")
+    sys.stdout.flush()
 
 
 def show(

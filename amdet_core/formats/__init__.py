@@ -3,6 +3,7 @@
 ``open_target`` reads, ``write_encoder`` writes, ``file_sha256`` names what was read.
 """
 
+from .folders import is_model, models_below
 from .lora import LoraLayout, write_lora
 from .open import TRIGGER_PHRASE, FoundEncoder, OpenedTarget, file_sha256, only_encoder, open_target
 from .write import Layout, as_stored, hf_config, hf_tensors, write_encoder, write_tokenizer
@@ -17,6 +18,8 @@ __all__ = [
     "file_sha256",
     "hf_config",
     "hf_tensors",
+    "is_model",
+    "models_below",
     "only_encoder",
     "open_target",
     "write_encoder",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import EncoderError, StorageError
@@ -80,6 +80,45 @@ def weight_file(place: Path) -> Path:
         found=f"{len(choice)} weight files in {place}" + (f": {names}" if names else ""),
         remedy="Name the file itself." if names else "Name the folder or file that holds the weights.",
     )
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path is one model: a file, or a folder that says what it holds or holds one weight file and nothing
+    else that could hold one."""
+    if not path.is_dir() or _says(path):
+        return True
+    return len(_weights(path)) == 1 and not any(child.is_dir() for child in path.iterdir())
+
+
+def _says(folder: Path) -> bool:
+    """Whether a folder says what it holds, by the names of transformers and diffusers."""
+    with reading(folder):
+        names = {child.name for child in folder.iterdir()}
+    return bool(names & {PIPELINE, *CONFIGS, *STANDARD}) or any(name.startswith("text_encoder") for name in names)
+
+
+def models_below(folder: Path, skipped: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
+    """Every model in a folder and the folders below it, in the order of their names.
+
+    A folder that says what it holds is named whole; of others every weight file. Links to folders are not followed.
+
+    Args:
+        skipped: folders to leave out.
+
+    Raises:
+        StorageError: a folder can't be read.
+    """
+    weights = set(_weights(folder))
+    with reading(folder):
+        children = sorted(folder.iterdir(), key=lambda child: (child.name.lower(), child.name))
+    for child in children:
+        if child in weights:
+            yield child
+        elif child.is_dir() and not child.is_symlink() and not child.name.startswith(".") and not skipped(child):
+            if _says(child):
+                yield child
+            else:
+                yield from models_below(child, skipped)
 
 
 def other_weights(path: Path, used: Iterable[Path]) -> list[str]:

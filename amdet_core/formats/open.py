@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..encoder import TextEncoder, expected_shapes
-from ..errors import AmdetError, ConfigError, EncoderError
+from ..errors import AmdetError, ConfigError, EncoderError, NoEncoderError
 from ..tokenizer import ClipTokenizer, clip_tokenizer
 from .files import read_json, reading
 from .folders import components, config_file, other_weights, pipeline_file, weight_file
@@ -144,7 +144,9 @@ def open_target(path: Path | str, *, tokenizer: ClipTokenizer | None = None) -> 
     if not encoders:
         other = [line for part in contents.values() for line in part.other]
         remedy = next(iter(contents.values())).remedy
-        raise EncoderError("a CLIP text encoder", "; ".join(named + other) or "a file without tensors", remedy)
+        silent = other and not named and not any(SCALES.what in line for line in other)
+        kind = NoEncoderError if silent else EncoderError
+        raise kind("a CLIP text encoder", "; ".join(named + other) or "a file without tensors", remedy)
     named += other_weights(path, files)
     return OpenedTarget(path, tuple(files), _distinct(encoders), tuple(named), bytes_read)
 

@@ -10,10 +10,11 @@ from .. import figures
 from ..records import ScanReport
 from ..storage import REPORT, record_json
 from .html import render_html
+from .overview import Overview, Row, render_overview
 from .text import render_text
 from .words import strongest
 
-__all__ = ["render_files", "render_html", "render_text", "schema_json"]
+__all__ = ["Overview", "Row", "render_files", "render_html", "render_overview", "render_text", "schema_json"]
 
 
 def render_files(report: ScanReport, tensors: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -29,25 +29,25 @@ def render_html(report: ScanReport, pictures: Drawing | None = None) -> str:
         pictures: painted with what was recovered, as :func:`..gallery.gallery` lays them out.
     """
     names = tuple(encoder.name for encoder in report.target.encoders)
-    return (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            report=report,
-            level=report.verdict.level.name.lower(),
-            headline=words.HEADLINES[report.verdict.level],
-            file=words.file_name(report),
-            sections=words.sections(report),
-            trigger=words.glyphs(report.trigger.text) if report.trigger else (),
-            pictures=None if pictures is None else Markup(svg(pictures, "Pictures with and without the trigger")),
-            weights=_weights(report),
-            candidates=_candidates(report),
-            landscapes=[
-                shown for i, name in enumerate(names) if (shown := _landscape(words.strongest(report, name), i))
-            ],
-            config=json.dumps(report.model_dump(mode="json")["config"], indent=2, ensure_ascii=True).splitlines(),
-        )
+    return page(
+        TEMPLATE,
+        report=report,
+        level=report.verdict.level.name.lower(),
+        headline=words.HEADLINES[report.verdict.level],
+        file=words.file_name(report),
+        sections=words.sections(report),
+        trigger=words.glyphs(report.trigger.text) if report.trigger else (),
+        pictures=None if pictures is None else Markup(svg(pictures, "Pictures with and without the trigger")),
+        weights=_weights(report),
+        candidates=_candidates(report),
+        landscapes=[shown for i, name in enumerate(names) if (shown := _landscape(words.strongest(report, name), i))],
+        config=json.dumps(report.model_dump(mode="json")["config"], indent=2, ensure_ascii=True).splitlines(),
     )
+
+
+def page(template: str, **values: object) -> str:
+    """A page of this package from its template."""
+    return _environment().get_template(template).render(**values)
 
 
 def _weights(report: ScanReport) -> list[tuple[str, Markup]]:

@@ -179,6 +179,13 @@ def identical(report: ScanReport) -> tuple[str, ...]:
     return tuple(e.encoder for e in report.evidence if e.name == IDENTITY and e.value == 1)
 
 
+def spelled(text: str) -> str:
+    """The text on one line with the code point behind every odd character, as ‹U+XXXX›."""
+    return "".join(
+        f"{'' if piece.hidden else piece.text}‹{piece.code}›" if piece.code else piece.text for piece in glyphs(text)
+    )
+
+
 # ------------------------------------------------------------------ sections
 
 

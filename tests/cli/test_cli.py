@@ -117,6 +117,30 @@ def test_without_an_anchor_it_exits_with_2(encoders: Path, home: Path) -> None:
     assert done.stdout.startswith("COULD NOT TELL")
 
 
+def test_a_folder_of_downloads_is_scanned_model_by_model_and_goes_on(
+    encoders: Path, home: Path, tmp_path: Path
+) -> None:
+    downloads, out = tmp_path / "downloads", tmp_path / "out"
+    (downloads / "sub").mkdir(parents=True)
+    original = (encoders / "clean.safetensors").read_bytes()
+    (downloads / "one.safetensors").write_bytes(original)
+    (downloads / "sub" / "two.safetensors").write_bytes(original)
+    save_file({"first_stage_model.decoder.conv_in.weight": torch.zeros(2)}, downloads / "vae.safetensors")
+    done = amdet("scan", downloads, "--out", out, home=home)
+    assert done.returncode == 0, done.stderr
+    assert "No evidence of a backdoor: sub/two.safetensors\n" in done.stdout
+    assert "Nothing to scan: vae.safetensors\n" in done.stdout
+    assert done.stdout.endswith("3 models: 2 no evidence found, 1 without a text encoder.\n")
+    assert (out / "sub" / "two.safetensors" / "report.html").is_file()
+    assert (out / "overview.html").is_file()
+    (downloads / "broken.safetensors").write_bytes(original[:1000])
+    again = amdet("scan", downloads, "--out", out, "--format", "json", home=home)
+    assert again.returncode == 2
+    rows = {row["path"]: row for row in json.loads(again.stdout)["rows"]}
+    assert rows["broken.safetensors"]["outcome"] == "error"
+    assert [line for line in again.stderr.splitlines() if line.startswith("[")] == ["[1/4 broken.safetensors]"]
+
+
 def test_show_and_judge_read_a_report_again(
     backdoored: tuple[subprocess.CompletedProcess[str], Path], home: Path
 ) -> None:

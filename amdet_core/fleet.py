@@ -1,0 +1,162 @@
+"""A folder of models, scanned one by one: a report for each, and an overview that is rewritten after each.
+
+What was scanned with equal settings is not scanned again, so a run that was stopped goes on where it was, and new
+downloads are all that a later run scans.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from . import __version__
+from .errors import AmdetError, EncoderError, NoEncoderError
+from .formats import is_model, models_below
+from .formats.files import reading
+from .jobs import Job, Outcome
+from .records import Tool
+from .report import Overview, Row, render_overview
+from .storage import REPORT, check_writable, publish, record_json, write_atomic
+from .verdict import load_policy
+
+OVERVIEW, PAGE = "overview.json", "overview.html"
+BLOCK = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """Every model below a folder, and where its report belongs.
+
+    Attributes:
+        folder: is walked; folders with reports in them are left out.
+        out: folder of the overview, with the reports in folders as the models are called.
+        job: how each is scanned; its target counts for nothing.
+    """
+
+    folder: Path
+    out: Path
+    job: Job
+
+    @staticmethod
+    def fits(path: Path) -> bool:
+        """Whether a path is a folder of models rather than one model."""
+        return path.is_dir() and not is_model(path)
+
+    @cached_property
+    def models(self) -> tuple[Path, ...]:
+        """All of them, in the order of their names.
+
+        Raises:
+            EncoderError: there is none.
+            StorageError: a folder can't be read.
+        """
+        found = tuple(models_below(self.folder, self._holds_reports))
+        if not found:
+            raise EncoderError(
+                "a folder with models in it", f"no weight file in {self.folder}", "Name the folder of your downloads."
+            )
+        return found
+
+    def run(self, scanned: Callable[[Job, str], Outcome]) -> Iterator[Row]:
+        """Scan what has to be scanned, write it, and give every model's row as soon as it is known.
+
+        What can't be scanned, for whatever reason of its own, is a row too, and the others go on.
+
+        Args:
+            scanned: runs one job; is given the number of the model among all, in words.
+
+        Raises:
+            AmdetError: the policy or the prompts are not usable, or the reports can't be written.
+        """
+        check_writable(self.out)
+        settings, known = self._settings(), self._known()
+        names = [model.relative_to(self.folder).as_posix() for model in self.models]
+        rows: list[Row] = []
+        for number, (model, name) in enumerate(zip(self.models, names, strict=True), start=1):
+            said = f"{number}/{len(names)} {name}"
+            rows.append(self._row(model, name, settings, known.get(name), lambda job, said=said: scanned(job, said)))  # type: ignore[misc]
+            later = [known[other] for other in names[number:] if other in known]
+            self._write(rows + later, complete=number == len(names))
+            yield rows[-1]
+
+    def overview(self, rows: list[Row], *, complete: bool) -> Overview:
+        """All rows with what they have in common."""
+        return Overview(
+            tool=Tool(version=__version__),
+            folder=self.folder.absolute().name,
+            policy=load_policy(self.job.policy).name,
+            preset=self.job.preset,
+            anchor=self.job.anchor,
+            complete=complete,
+            rows=tuple(rows),
+        )
+
+    def _row(self, model: Path, name: str, settings: str, known: Row | None, scanned: Callable[[Job], Outcome]) -> Row:
+        """What is known of one model, or what a scan says; no model of a stranger's stops the others."""
+        key = ""
+        try:
+            key = _digest(settings.encode(), *_contents(model))
+            if known is not None and known.key == key and self._there(known):
+                return known
+            outcome = scanned(self.job.model_copy(update={"target": model}))
+        except NoEncoderError as error:
+            return Row(path=name, outcome="no encoder", said=f"It holds {error.found}.", key=key)
+        except AmdetError as error:
+            return Row(path=name, outcome="error", said=str(error), key=key)
+        except Exception as error:
+            return Row(path=name, outcome="error", said=f"a bug in amdet: {type(error).__name__}: {error}", key=key)
+        publish(self.out / name, outcome.files)
+        return Row.of(name, outcome.report, key)
+
+    def _write(self, rows: list[Row], *, complete: bool) -> None:
+        made = self.overview(rows, complete=complete)
+        write_atomic(self.out / OVERVIEW, record_json(made))
+        write_atomic(self.out / PAGE, render_overview(made).encode("utf-8", "replace"))
+
+    def _known(self) -> dict[str, Row]:
+        """Rows of an earlier run by path; none where its file is missing or damaged."""
+        try:
+            earlier = Overview.model_validate_json((self.out / OVERVIEW).read_bytes())
+        except (OSError, ValidationError):
+            return {}
+        return {row.path: row for row in earlier.rows}
+
+    def _there(self, row: Row) -> bool:
+        """Whether what a row speaks of is still to be had; what failed is tried again."""
+        return row.outcome == "no encoder" or (row.outcome == "scanned" and (self.out / row.path / REPORT).is_file())
+
+    def _holds_reports(self, folder: Path) -> bool:
+        own = any((folder / name).is_file() for name in (REPORT, OVERVIEW))
+        return own or folder.resolve() == self.out.resolve()
+
+    def _settings(self) -> str:
+        """Everything beside the model's own bytes that decides a result."""
+        job = self.job.model_dump_json(exclude={"target", "trust_store", "anchor", "prompts", "policy"})
+        read = [path for path in (self.job.trust_store, self.job.prompts) if path is not None and path.is_file()]
+        anchor = Path(self.job.anchor)
+        named = _contents(anchor) if anchor.exists() else iter([self.job.anchor.encode()])
+        policy = load_policy(self.job.policy).model_dump_json()
+        files = [path.read_bytes() for path in read]
+        return _digest(__version__.encode(), torch.__version__.encode(), job.encode(), policy.encode(), *files, *named)
+
+
+def _contents(path: Path) -> Iterator[bytes]:
+    """Digests of a file, or of all files below a folder with their names."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        digest = hashlib.sha256()
+        with reading(file), file.open("rb") as opened:
+            while block := opened.read(BLOCK):
+                digest.update(block)
+        yield f"{digest.hexdigest()} {file.relative_to(path).as_posix()}".encode()
+
+
+def _digest(*parts: bytes) -> str:
+    """Of several byte strings, each by its own digest, so that none can be mistaken for two."""
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
