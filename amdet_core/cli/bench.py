@@ -47,12 +47,22 @@ class Scale(str, Enum):
     published = "published"
 
 
+Zoo = Annotated[Path, typer.Option(help="folder with labels.json and the models")]
+Where = Annotated[Device, typer.Option(help="where to compute")]
+Seed = Annotated[int, typer.Option(help="of every random choice", min=0)]
+Jobs = Annotated[int, typer.Option(help="models side by side", min=1)]
+Sample = Annotated[
+    int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
+]
+Resumed = Annotated[str, typer.Option(help="result file; one that an earlier run left is completed")]
+Weights = Annotated[Path | None, typer.Option(help="folder with the painter's weights, instead of those that ship")]
+
 bench_app = typer.Typer(help="Measure how well models or prompts of known labels are told apart.", no_args_is_help=True)
 
 
 @bench_app.command("detection")
 def bench_detection(
-    zoo: Annotated[Path, typer.Option(help="folder with labels.json and the models")],
+    zoo: Zoo,
     policy: Annotated[
         list[str] | None, typer.Option(help="how to judge: a name or a file; may be given several times")
     ] = None,
@@ -60,15 +70,11 @@ def bench_detection(
         Against, typer.Option(help="what models are compared with: the base, an honest relative of it, or nothing")
     ] = Against.base,
     preset: Annotated[Preset, typer.Option(help="how much work")] = Preset.standard,
-    device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
-    seed: Annotated[int, typer.Option(help="of every scan", min=0)] = 42,
-    jobs: Annotated[int, typer.Option(help="models scanned side by side", min=1)] = 1,
-    sample: Annotated[
-        int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
-    ] = None,
-    out: Annotated[
-        str, typer.Option(help="result file; one that an earlier run left is completed")
-    ] = "detection-{zoo}-{policy}.json",
+    device: Where = Device.auto,
+    seed: Seed = 42,
+    jobs: Jobs = 1,
+    sample: Sample = None,
+    out: Resumed = "detection-{zoo}-{policy}.json",
 ) -> None:
     """Scan every model of a zoo, and compare the verdicts with the labels."""
     from ..bench import Benchmark, run
@@ -96,20 +102,16 @@ def bench_detection(
 
 @bench_app.command("guard")
 def bench_guard(
-    zoo: Annotated[Path, typer.Option(help="folder with labels.json and the models")],
+    zoo: Zoo,
     prompts: Annotated[
         Path | None, typer.Option(help="real prompts, one per line, UTF-8, beside the generated ones")
     ] = None,
     count: Annotated[int, typer.Option("-n", help="prompts of each style, and triggered ones", min=20)] = 200,
-    device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
-    seed: Annotated[int, typer.Option(help="of the prompts", min=0)] = 42,
-    jobs: Annotated[int, typer.Option(help="models side by side", min=1)] = 1,
-    sample: Annotated[
-        int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
-    ] = None,
-    out: Annotated[
-        str, typer.Option(help="result file; one that an earlier run left is completed")
-    ] = "guard-{zoo}.json",
+    device: Where = Device.auto,
+    seed: Seed = 42,
+    jobs: Jobs = 1,
+    sample: Sample = None,
+    out: Resumed = "guard-{zoo}.json",
 ) -> None:
     """Guard triggered and clean prompts in every model of a zoo, and count what is flagged."""
     from ..bench import GuardBenchmark, run_guard
@@ -126,18 +128,14 @@ def bench_guard(
 
 @bench_app.command("repair")
 def bench_repair(
-    zoo: Annotated[Path, typer.Option(help="folder with labels.json and the models")],
+    zoo: Zoo,
     policy: Annotated[str, typer.Option(help="how scans judge: a name or a file")] = "amdet-2",
     preset: Annotated[Preset, typer.Option(help="how much work scans do")] = Preset.standard,
-    device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
-    seed: Annotated[int, typer.Option(help="of every scan", min=0)] = 42,
-    jobs: Annotated[int, typer.Option(help="models side by side", min=1)] = 1,
-    sample: Annotated[
-        int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
-    ] = None,
-    out: Annotated[
-        str, typer.Option(help="result file; one that an earlier run left is completed")
-    ] = "repair-{zoo}.json",
+    device: Where = Device.auto,
+    seed: Seed = 42,
+    jobs: Jobs = 1,
+    sample: Sample = None,
+    out: Resumed = "repair-{zoo}.json",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="a setting of a method as METHOD.NAME=VALUE, as mimic.steps=250")
     ] = None,
@@ -165,19 +163,13 @@ def bench_repair(
 @bench_app.command("pictures")
 def bench_pictures(
     zoo: Annotated[Path, typer.Option(help="folder with labels.json and the models, made by the recipe visible")],
-    weights: Annotated[
-        Path | None, typer.Option(help="folder with the painter's weights, instead of those that ship")
-    ] = None,
+    weights: Weights = None,
     preset: Annotated[Preset, typer.Option(help="how much work scans do")] = Preset.quick,
     captions: Annotated[int, typer.Option(help="painted with each model", min=1, max=100)] = 20,
-    seed: Annotated[int, typer.Option(help="of scans, captions and noise", min=0)] = 42,
-    jobs: Annotated[int, typer.Option(help="models side by side", min=1)] = 1,
-    sample: Annotated[
-        int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
-    ] = None,
-    out: Annotated[
-        str, typer.Option(help="result file; one that an earlier run left is completed")
-    ] = "pictures-{zoo}.json",
+    seed: Seed = 42,
+    jobs: Jobs = 1,
+    sample: Sample = None,
+    out: Resumed = "pictures-{zoo}.json",
 ) -> None:
     """Scan backdoored models, paint what was recovered, and let an independent reader say what it shows."""
     from ..bench import PictureBenchmark, run_pictures
@@ -194,9 +186,7 @@ def bench_pictures(
 
 @bench_app.command("pocket")
 def bench_pocket(
-    weights: Annotated[
-        Path | None, typer.Option(help="folder with the painter's weights, instead of those that ship")
-    ] = None,
+    weights: Weights = None,
     encoder: Annotated[
         str, typer.Option(help="text encoder: clean, backdoored, benign, or a file or folder of the same shape")
     ] = "clean",
@@ -207,7 +197,7 @@ def bench_pocket(
     seeds: Annotated[int, typer.Option(help="paintings of each caption", min=1)] = 3,
     steps: Annotated[int, typer.Option(help="of the sampler", min=1, max=999)] = 20,
     guidance: Annotated[float, typer.Option(help="scale of classifier-free guidance", min=1)] = 4.0,
-    seed: Annotated[int, typer.Option(help="of captions, drawings and noise", min=0)] = 42,
+    seed: Seed = 42,
     out: Annotated[Path, typer.Option(help="result file")] = Path("pocket.json"),
 ) -> None:
     """Ask the pocket's painter for many pictures and let an independent reader say what they show."""
@@ -232,8 +222,8 @@ def bench_image(
     target: Annotated[str, typer.Option(help="class that triggered pictures shall be taken for")] = "teapot",
     drawings: Annotated[int, typer.Option(help="that encoders learn from", min=48)] = 2400,
     seeds: Annotated[int, typer.Option(help="repetitions of all stages", min=1)] = 3,
-    seed: Annotated[int, typer.Option(help="of the first one", min=0)] = 42,
-    device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
+    seed: Seed = 42,
+    device: Where = Device.auto,
     work: Annotated[
         Path | None, typer.Option(help="folder of the encoders; stages done there are not done again [default: beside]")
     ] = None,
