@@ -16,10 +16,12 @@ import torch
 from pydantic import ValidationError
 
 from . import __version__
+from .anchors import Anchors
 from .errors import AmdetError, EncoderError, NoEncoderError
 from .formats import is_model, models_below
 from .formats.files import reading
-from .jobs import Job, Outcome
+from .jobs import Job, Outcome, choose_device
+from .prompts import read_prompts
 from .records import Tool
 from .report import Overview, Row, render_overview
 from .storage import REPORT, check_writable, publish, record_json, write_atomic
@@ -72,7 +74,8 @@ class Fleet:
             scanned: runs one job; is given the number of the model among all, in words.
 
         Raises:
-            AmdetError: the policy or the prompts are not usable, or the reports can't be written.
+            AmdetError: the policy, the anchor, the prompts or the device are not usable, or the reports can't be
+                written.
         """
         check_writable(self.out)
         settings, known = self._settings(), self._known()
@@ -136,7 +139,14 @@ class Fleet:
         return own or folder.resolve() == self.out.resolve()
 
     def _settings(self) -> str:
-        """Everything beside the model's own bytes that decides a result."""
+        """Everything beside the model's own bytes that decides a result.
+
+        A wrong setting fails here rather than with every model.
+        """
+        choose_device(self.job.device)
+        Anchors.of(self.job.anchor, self.job.trust_store)
+        if self.job.prompts is not None:
+            read_prompts(self.job.prompts)
         job = self.job.model_dump_json(exclude={"target", "trust_store", "anchor", "prompts", "policy"})
         read = [path for path in (self.job.trust_store, self.job.prompts) if path is not None and path.is_file()]
         anchor = Path(self.job.anchor)

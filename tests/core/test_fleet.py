@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from amdet_core import fleet as module
 from amdet_core import pocket
-from amdet_core.errors import EncoderError, NoEncoderError
+from amdet_core.anchors import vouch
+from amdet_core.errors import AmdetError, EncoderError, NoEncoderError
 from amdet_core.fleet import OVERVIEW, PAGE, Fleet
 from amdet_core.formats import open_target
 from amdet_core.jobs import Job, Outcome
@@ -146,18 +147,27 @@ def test_other_settings_scan_everything_again(downloads: Path, changed: dict[str
 
 
 def test_another_anchor_or_trust_scans_everything_again(downloads: Path, tmp_path: Path) -> None:
-    anchor, store = weights(tmp_path / "anchor.safetensors"), tmp_path / "trust.json"
-    store.write_text("{}")
+    pocket.export(tmp_path / "pocket", "comfyui")
+    anchor, store = tmp_path / "pocket" / "clean.safetensors", tmp_path / "trust.json"
+    vouch(anchor, "first", store)
     settings = {"anchor": str(anchor), "trust_store": store}
     list(fleet(downloads, **settings).run(Scans()))
     same = Scans()
     list(fleet(downloads, **settings).run(same))
     assert same.names == []
-    for change in (lambda: store.write_text('{"a": 1}'), lambda: anchor.write_bytes(b"other")):
+    honest = tmp_path / "pocket" / "benign.safetensors"
+    for change in (lambda: vouch(honest, "second", store), lambda: shutil.copy(honest, anchor)):
         change()
         again = Scans()
         list(fleet(downloads, **settings).run(again))
         assert len(again.names) == 4
+
+
+@pytest.mark.parametrize("wrong", [{"anchor": "nowhere"}, {"prompts": Path("nowhere")}, {"policy": "nowhere"}])
+def test_a_wrong_setting_fails_once_and_not_with_every_model(downloads: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(AmdetError, match="nowhere"):
+        list(fleet(downloads, **wrong).run(Scans()))
+    assert not (fleet(downloads).out / OVERVIEW).exists()
 
 
 def test_a_run_that_is_stopped_keeps_what_it_has_and_what_an_earlier_one_had(downloads: Path) -> None:
