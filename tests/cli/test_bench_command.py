@@ -116,7 +116,7 @@ def test_ctrl_c_stops_all_workers_and_keeps_what_was_done(folder: Path) -> None:
 
 def test_a_policy_is_calibrated_on_results_and_judges_with_it(tmp_path: Path) -> None:
     results = Path(__file__).parents[2] / "benchmarks" / "calibration"
-    known = sorted(results.glob("detection-*.json"))[0]
+    known = results / "detection-train-amdet-2.json"
     policy = POLICIES[read_detection(known).policy].model_dump(mode="json")
     blank = {"family": "?", "terms": [{"evidence": "gap_k1", "words": "one vector takes over"}]}
     (tmp_path / "blank.json").write_text(json.dumps({**policy, "name": "own", "calibrations": [blank]}))
