@@ -2,6 +2,7 @@
 
 from .calibration import calibrate, calibrate_policy
 from .detection import Benchmark, run
+from .flips import Flips, flips, read_flips
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
 from .images import Classified, ImageBenchmark, ImageResult, Told, run_images
 from .painting import Painting, PaintingBenchmark, read_painting, run_painting
@@ -13,6 +14,7 @@ __all__ = [
     "Benchmark",
     "Classified",
     "Detection",
+    "Flips",
     "GuardBenchmark",
     "GuardResult",
     "ImageBenchmark",
@@ -27,7 +29,9 @@ __all__ = [
     "Told",
     "calibrate",
     "calibrate_policy",
+    "flips",
     "read_detection",
+    "read_flips",
     "read_guarding",
     "read_painting",
     "read_pictures",

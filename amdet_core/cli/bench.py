@@ -15,7 +15,7 @@ import typer
 
 from ..errors import ConfigError
 from ..terminal import ProgressLine
-from .bench_tables import detection_table, guard_table, painting_table, picture_table, repair_table
+from .bench_tables import detection_table, flips_table, guard_table, painting_table, picture_table, repair_table
 from .changes import setting_values
 from .common import Device, Preset
 
@@ -98,6 +98,22 @@ def bench_detection(
         command = _command("detection", benchmark, file, ("policy", "anchor", "preset", "device", "seed", "sample"))
         result = _going_on(file, partial(run, benchmark, file, command=command))
         sys.stdout.write(f"{detection_table(result)}\nwritten: {file}\n")
+
+
+@bench_app.command("flips")
+def bench_flips(
+    results: Annotated[list[Path], typer.Argument(help="results of amdet bench detection that differ in --seed alone")],
+    out: Annotated[Path, typer.Option(help="result file")] = Path("flips.json"),
+) -> None:
+    """Compare scans of the same models with several seeds: how often does a verdict depend on the seed?"""
+    from ..bench import read_flips
+    from ..storage import check_writable, record_json, write_atomic
+
+    command = shlex.join(["amdet", "bench", "flips", *map(_from_here, results), "--out", _from_here(out)])
+    found = read_flips(results, command)
+    check_writable(out.parent)
+    write_atomic(out, record_json(found))
+    sys.stdout.write(f"{flips_table(found)}\nwritten: {out}\n")
 
 
 @bench_app.command("guard")

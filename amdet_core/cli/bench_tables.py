@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..bench import Detection, GuardResult, Painting, PictureResult, RepairResult
+    from ..bench import Detection, Flips, GuardResult, Painting, PictureResult, RepairResult
 
 
 def detection_table(result: Detection) -> str:
@@ -26,6 +26,15 @@ def detection_table(result: Detection) -> str:
         f"{found.could_not_tell} of them could not be judged; {meant.flagged} of {meant.n} intentional flagged"
     )
     return "\n".join([head, *(f"  {name:<22}{_number(*row)}" for name, row in rows.items())])
+
+
+def flips_table(result: Flips) -> str:
+    """Scans and models whose verdict depends on the seed, and which those are."""
+    head = f"{result.zoo}, {result.policy}, preset {result.preset}: seeds {', '.join(map(str, result.seeds))}"
+    shares = {"scans that say otherwise than most": result.scans, "models of which any scan does": result.models}
+    lines = [f"  {name:<36}{_number(row.share, row.interval)} of {row.n}" for name, row in shares.items()]
+    rows = [f"  {row.model} ({row.label}, {row.group}): flagged by {row.flagged} of {row.n}" for row in result.rows]
+    return "\n".join([head, *lines, *rows])
 
 
 def guard_table(result: GuardResult) -> str:
