@@ -160,9 +160,15 @@ def _earlier(out: Path, read: Callable[[Path], R], new: R, same: Mapping[str, st
 
 
 def _continued(earlier: R, new: R, *, working: bool) -> R:
-    """The empty result of a run that goes on; one that has nothing left to do leaves the origin as it was."""
+    """The empty result of a run that goes on.
+
+    One that has nothing left to do leaves the origin as it was; but where it completes a file, in that it asks for no
+    more models than are there, the file is what its command makes.
+    """
     if not working:
-        origin = {"command": earlier.command, "commit": earlier.commit, "machine": earlier.machine}
+        origin = {"commit": earlier.commit, "machine": earlier.machine}
+        if earlier.complete:
+            origin["command"] = earlier.command
         return new.model_copy(update=origin)
     commits = dict.fromkeys([*(earlier.commit or "").split(", "), new.commit or ""])
     return new.model_copy(update={"commit": ", ".join(filter(None, commits)) or None})

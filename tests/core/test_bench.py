@@ -409,6 +409,24 @@ def test_a_sample_takes_every_group_by_its_share_and_a_larger_one_goes_on(
     assert order == "wxwwxyzwwxw"
 
 
+def test_a_run_that_asks_for_no_more_than_a_stopped_one_did_completes_its_file(
+    zoo: Path, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fake = tmp_path / "r.json", scans.run_job
+
+    def stop(job: Job, place_trigger: object = None) -> object:
+        if job.target.name == "b":
+            raise KeyboardInterrupt
+        return fake(job)
+
+    monkeypatch.setattr(scans, "run_job", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(Benchmark(zoo=zoo), out, command="all of them")
+    kept = run(Benchmark(zoo=zoo, sample=1), out, command="one of them")
+    assert (kept.complete, kept.command, [row.model for row in kept.models]) == (True, "one of them", ["a"])
+    assert run(Benchmark(zoo=zoo, sample=1), out, command="once more").command == "one of them"
+
+
 def test_a_model_that_was_built_anew_is_scanned_again(
     zoo: Path, calls: list[str], tmp_path: Path, toy: TextEncoder
 ) -> None:
