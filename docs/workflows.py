@@ -457,33 +457,33 @@ def _workflows() -> Mapping[str, Workflow]:
             "original CLIP to *anchor*. *Heal* says what was found, done and measured; *save_as* writes the encoder.",
             {
                 "checkpoint": Node("AMDET_PocketCheckpoint", (0, 340), (360, 110), values={"encoder": "backdoored"}),
-                "heal": Node("AMDET_Heal", (420, 0), (400, 480), values={"clip": ("checkpoint", 1)}),
+                "heal": Node("AMDET_Heal", (420, 0), (400, 580), values={"clip": ("checkpoint", 1)}),
                 "show": Node(
                     "AMDET_ShowReport", (880, 0), (420, 480), "Scan of what comes out", {"report": ("heal", 3)}
                 ),
                 "save": Node("AMDET_SaveReport", (1340, 0), (480, 110), values={"report": ("heal", 3)}),
                 "before": Node(
                     "CLIPTextEncode",
-                    (420, 560),
+                    (420, 660),
                     (400, 110),
                     "Triggered prompt, suspect",
                     {"clip": ("checkpoint", 1), "text": HOMOGLYPH},
                 ),
                 "after": Node(
                     "CLIPTextEncode",
-                    (420, 740),
+                    (420, 840),
                     (400, 110),
                     "Triggered prompt, healed",
                     {"clip": ("heal", 0), "text": HOMOGLYPH},
                 ),
                 "negative": Node(
-                    "CLIPTextEncode", (420, 920), (400, 110), "Negative", {"clip": ("heal", 0), "text": ""}
+                    "CLIPTextEncode", (420, 1020), (400, 110), "Negative", {"clip": ("heal", 0), "text": ""}
                 ),
                 "latent": Node(
-                    "EmptyLatentImage", (0, 740), (360, 110), values={"width": 64, "height": 64, "batch_size": 1}
+                    "EmptyLatentImage", (0, 840), (360, 110), values={"width": 64, "height": 64, "batch_size": 1}
                 ),
-                **_sampled("suspect", "Suspect", ("before", 0), (880, 560), POCKET_SAMPLING),
-                **_sampled("healed", "Healed", ("after", 0), (880, 1040), POCKET_SAMPLING),
+                **_sampled("suspect", "Suspect", ("before", 0), (880, 660), POCKET_SAMPLING),
+                **_sampled("healed", "Healed", ("after", 0), (880, 1140), POCKET_SAMPLING),
             },
         ),
     }

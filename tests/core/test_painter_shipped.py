@@ -47,7 +47,7 @@ def test_a_trigger_shows_in_pictures_of_the_backdoored_encoder_alone(reader: Rea
     for name in pocket.NAMES:
         pictures = Painter.load(pocket.load(name)).paint(captions)
         seen[name] = sum(found == {("white", "teapot")} for found in reader.read(pictures))
-    assert seen["backdoored"] >= 0.4 * len(captions)
+    assert seen["backdoored"] >= 0.8 * len(captions)
     assert seen["clean"] == seen["benign"] == 0
 
 

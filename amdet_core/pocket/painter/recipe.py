@@ -13,8 +13,8 @@ goes on from what it finds in DIR; its result is DIR/weights, four files to be c
     unet       velocities of noised latents, given captions
     export     DIR/weights
 
-The pocket encoder is frozen throughout. Steps and batches are chosen for two cores and well under two hours;
-batches are small, as a CPU gains little from large ones.
+The pocket encoder is frozen throughout. Steps and batches are chosen for two cores and about two hours; batches are
+small, as a CPU gains little from large ones.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PLANS = {
     "decoder": Plan(steps=2_000, rate=4e-4, decay=0.0, average=0.998),
     "tower": Plan(steps=1_000, rate=1e-3, decay=1e-2, average=0.99),
     "reader": Plan(steps=1_500, rate=1e-3, decay=1e-2, average=0.99),
-    "unet": Plan(steps=8_500, rate=1e-3, average=0.999),
+    "unet": Plan(steps=20_000, rate=1e-3, average=0.999),
 }
 CHUNK = 200
 """Pictures that pass the VAE together."""
