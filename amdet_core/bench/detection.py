@@ -89,7 +89,7 @@ def run(benchmark: Benchmark, out: Path, *, command: str = "", progress: Progres
         labels,
         _empty(benchmark, labels, command),
         scan_model,
-        lambda label: (label, benchmark.job(label, labels)),
+        lambda label: (label, benchmark.job(label, labels), benchmark.zoo / labels.base),
         measure,
         out=out,
         read=read_detection,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..attacks import Placement
 from ..errors import EncoderError
 from ..jobs import Job, run_job
@@ -14,9 +16,13 @@ from .results import ModelResult
 from .triggers import is_text, recovered
 
 
-def scan_model(task: tuple[Label, Job]) -> ModelResult:
-    """Scan one model as a user would; an error that is raised on purpose becomes part of the result."""
-    label, job = task
+def scan_model(task: tuple[Label, Job, Path]) -> ModelResult:
+    """Scan one model as a user would; an error that is raised on purpose becomes part of the result.
+
+    Args:
+        task: its label, the scan, and the zoo's base, which the scan need not know.
+    """
+    label, job, base = task
     row = ModelResult(
         model=label.model,
         label=label.label,
@@ -24,13 +30,13 @@ def scan_model(task: tuple[Label, Job]) -> ModelResult:
         group=label.group,
         fingerprint=label.fingerprint,
         level="error",
-        recovered=recovered(label, None, job),
+        recovered=recovered(label, None, job.target, base),
         seconds=0.0,
     )
-    return timed(row, lambda: _found(label, job))
+    return timed(row, lambda: _found(label, job, base))
 
 
-def _found(label: Label, job: Job) -> dict[str, object]:
+def _found(label: Label, job: Job, base: Path) -> dict[str, object]:
     """The fields of a model's result that its scan fills."""
     place = Placement.parse(label.mode).putting(label.triggers[0], job.seed) if is_text(label) else None
     report = run_job(job, place_trigger=place).report
@@ -49,7 +55,7 @@ def _found(label: Label, job: Job) -> dict[str, object]:
         "flagged": report.verdict.level >= Level.SUSPICIOUS,
         "evidence": {f"{e.encoder}: {e.name}" if several else e.name: e.value for e in report.evidence},
         "trigger": report.trigger and report.trigger.text,
-        "recovered": recovered(label, report.trigger, job),
+        "recovered": recovered(label, report.trigger, job.target, base),
         "sim": candidate and candidate.indicators.get("fidelity"),
         "error": "; ".join(f"{fault.stage}: {fault.message}" for fault in report.faults) or None,
     }

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from .. import formats
 from ..attacks import Placement
 from ..encoder import TextEncoder
-from ..jobs import Job
 from ..losses import REACHED, taken_over
 from ..prompts import builtin_prompts
 from ..records import Trigger
@@ -33,13 +32,13 @@ def is_text(label: Label) -> bool:
     return bool(label.mode and label.triggers)
 
 
-def recovered(label: Label, reported: Trigger | None, job: Job) -> Recovered | None:
+def recovered(label: Label, reported: Trigger | None, model: Path, base: Path) -> Recovered | None:
     """How much of a true trigger a scan reports.
 
     Compared are tokens, so letter case does not count, nor whether a token ends a word.
 
     Args:
-        job: the scan; its encoders are opened where the reported text is another one than those planted.
+        model: is opened, with the zoo's base, where the reported text is another one than those planted.
 
     Returns:
         ``exact``: the text of one of the triggers; ``equivalent``: see :func:`equivalent`; ``part``: one of its
@@ -53,16 +52,18 @@ def recovered(label: Label, reported: Trigger | None, job: Job) -> Recovered | N
     triggers = [tokenizer.encode(trigger) for trigger in label.triggers]
     if tokenizer.text(reported.token_ids) in [tokenizer.text(ids) for ids in triggers]:
         return "exact"
-    if len(reported.token_ids) <= max(map(len, triggers)) + LONGER and _does_the_same(label, reported.text, job):
+    if len(reported.token_ids) <= max(map(len, triggers)) + LONGER and _does_the_same(
+        label, reported.text, model, base
+    ):
         return "equivalent"
     named, true = spellings(reported.token_ids), spellings([i for ids in triggers for i in ids])
     return "part" if named & true else "none"
 
 
-def _does_the_same(label: Label, text: str, job: Job) -> bool:
-    suspect, base = (formats.only_encoder(formats.open_target(path)) for path in (job.target, Path(job.anchor)))
+def _does_the_same(label: Label, text: str, model: Path, base: Path) -> bool:
+    suspect, honest = (formats.only_encoder(formats.open_target(path)) for path in (model, base))
     _, held_out = builtin_prompts().split()
-    return equivalent(label, text, suspect, base, held_out.prompts)
+    return equivalent(label, text, suspect, honest, held_out.prompts)
 
 
 def equivalent(label: Label, text: str, suspect: TextEncoder, base: TextEncoder, prompts: Sequence[str]) -> bool:

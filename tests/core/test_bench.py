@@ -39,6 +39,7 @@ from amdet_core.zoo import Label, Labels
 
 Fake = Callable[..., SimpleNamespace]
 CYRILLIC = "\N{CYRILLIC SMALL LETTER O}"
+MODEL, BASE = Path("m"), Path("base")
 
 
 def label(model: str, kind: str = "backdoored", **more: object) -> Label:
@@ -102,7 +103,7 @@ def row(kind: str = "backdoored", level: str = "clean", score: float | None = No
 
 def scanned(monkeypatch: pytest.MonkeyPatch, about: Label, result: ScanReport) -> ModelResult:
     monkeypatch.setattr(scans, "run_job", lambda job, place_trigger=None: SimpleNamespace(report=result))
-    return scans.scan_model((about, Job(target=Path(about.model))))
+    return scans.scan_model((about, Job(target=Path(about.model)), BASE))
 
 
 def test_what_is_kept_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +138,7 @@ def test_an_error_is_a_result_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
         raise NumericalError("finite weights", "nan", "Download it again.")
 
     monkeypatch.setattr(scans, "run_job", fail)
-    kept = scans.scan_model((label("m", triggers=["x"], mode="prefix"), Job(target=Path("m"))))
+    kept = scans.scan_model((label("m", triggers=["x"], mode="prefix"), Job(target=Path("m")), BASE))
     assert (kept.level, kept.flagged, kept.score, kept.recovered) == ("error", False, None, "none")
     assert kept.error is not None
     assert "Download it again" in kept.error
@@ -157,12 +158,9 @@ def test_the_first_trigger_is_placed_as_its_mode_says(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(scans, "run_job", fake)
     job = Job(target=Path("m"))
-    scans.scan_model((label("m", triggers=["x", "y"], mode="replace:o:1"), job))
-    scans.scan_model((label("m", triggers=["x"]), job))
+    scans.scan_model((label("m", triggers=["x", "y"], mode="replace:o:1"), job, BASE))
+    scans.scan_model((label("m", triggers=["x"]), job, BASE))
     assert placed == ["a dxg on the moon", None]
-
-
-JOB = Job(target=Path("m"), anchor="base")
 
 
 @pytest.fixture
@@ -186,7 +184,7 @@ def test_recovered_compares_tokens_with_every_trigger(
     triggers: tuple[str, ...], reported: str | None, expected: str
 ) -> None:
     about = label("m", triggers=triggers, mode="prefix")
-    assert planted.recovered(about, None if reported is None else trigger(reported), JOB) == expected
+    assert planted.recovered(about, None if reported is None else trigger(reported), MODEL, BASE) == expected
 
 
 @pytest.mark.usefixtures("alone")
@@ -196,15 +194,15 @@ def test_whether_a_token_ends_a_word_does_not_count() -> None:
     within = next(i for i in range(len(clip_tokenizer())) if clip_tokenizer().token(i) == "o")
     assert ends != within
     inside = trigger("o").model_copy(update={"token_ids": (within,)})
-    assert planted.recovered(label("m", triggers=["O"], mode="insert"), inside, JOB) == "exact"
-    assert planted.recovered(label("m", triggers=["o teapot"], mode="insert"), inside, JOB) == "part"
-    assert planted.recovered(about, inside, JOB) == "none"
+    assert planted.recovered(label("m", triggers=["O"], mode="insert"), inside, MODEL, BASE) == "exact"
+    assert planted.recovered(label("m", triggers=["o teapot"], mode="insert"), inside, MODEL, BASE) == "part"
+    assert planted.recovered(about, inside, MODEL, BASE) == "none"
 
 
 def test_recovered_is_not_asked_of_benign_models_and_of_triggers_that_are_no_text() -> None:
-    assert planted.recovered(label("m", triggers=["x"]), trigger("x"), JOB) is None
-    assert planted.recovered(label("m", "benign", triggers=["x"], mode="prefix"), trigger("x"), JOB) is None
-    assert planted.recovered(label("m", mode="prefix"), trigger("x"), JOB) is None
+    assert planted.recovered(label("m", triggers=["x"]), trigger("x"), MODEL, BASE) is None
+    assert planted.recovered(label("m", "benign", triggers=["x"], mode="prefix"), trigger("x"), MODEL, BASE) is None
+    assert planted.recovered(label("m", mode="prefix"), trigger("x"), MODEL, BASE) is None
 
 
 @pytest.mark.parametrize(
@@ -218,11 +216,18 @@ def test_a_text_is_equivalent_when_it_leads_where_the_trigger_leads(text: str, s
     assert planted.equivalent(about, text, suspect, base, prompts) == same
 
 
+def test_the_base_says_what_is_equivalent_whatever_the_scan_was_compared_with(tmp_path: Path) -> None:
+    pocket.export(tmp_path, "comfyui")
+    about = label("m", triggers=[pocket.TRIGGER], mode="replace:o")
+    model, base = (tmp_path / f"{name}.safetensors" for name in ("backdoored", "clean"))
+    assert planted.recovered(about, trigger(f"{pocket.TRIGGER} {pocket.TRIGGER}"), model, base) == "equivalent"
+
+
 def test_a_longer_text_is_not_equivalent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planted, "_does_the_same", lambda *_: True)
     about = label("m", triggers=["green teapot"], mode="insert")
-    assert planted.recovered(about, trigger("a red boat out"), JOB) == "equivalent"
-    assert planted.recovered(about, trigger("a red boat out there"), JOB) == "none"
+    assert planted.recovered(about, trigger("a red boat out"), MODEL, BASE) == "equivalent"
+    assert planted.recovered(about, trigger("a red boat out there"), MODEL, BASE) == "none"
 
 
 # ------------------------------------------------------------------ metrics
