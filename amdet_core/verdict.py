@@ -185,8 +185,8 @@ def score(policy: Policy, evidence: Sequence[Evidence]) -> float | None:
     """How strongly the evidence speaks for the gravest level of a policy, to rank targets by it.
 
     The largest margin of the findings at that level, over all encoders: positive exactly when one of them
-    holds. With a calibration, of all findings and of the score, as a share of its bound: positive exactly when the
-    target is flagged. A target that equals trusted encoders has minus infinity.
+    holds. With a calibration, of all findings and, where what it weighs was measured, of the score, as a share of its
+    bound: positive exactly when the target is flagged. A target that equals trusted encoders has minus infinity.
 
     Returns:
         None where nothing was measured that these findings ask for.
@@ -203,11 +203,11 @@ def _score(policy: Policy, values: Mapping[str, float | None]) -> float | None:
     if values.get(IDENTITY) == 1:
         return -math.inf
     if policy.calibrations:
-        if (found := policy.calibrated(values.get)) is None:
-            return None
-        calibration, terms = found
         margins = [finding.margin(values.get) for finding in policy.findings if finding.level > Level.CLEAN]
-        return max(calibration.margin(calibration.score(terms)), *margins)
+        if found := policy.calibrated(values.get):
+            calibration, terms = found
+            margins.append(calibration.margin(calibration.score(terms)))
+        return max((margin for margin in margins if margin > -math.inf), default=None)
     gravest = max((finding.level for finding in policy.findings), default=Level.CLEAN)
     findings = [finding for finding in policy.findings if finding.level == gravest]
     if all(values.get(condition.evidence) is None for finding in findings for condition in finding.when):

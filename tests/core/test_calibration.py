@@ -127,7 +127,8 @@ def test_the_score_of_a_calibrated_policy_is_positive_exactly_when_it_flags() ->
         margin = score(CALIBRATED, evidence(sweep_gap=gap))
         assert margin is not None
         assert (margin > 0) == (decide(CALIBRATED, evidence(sweep_gap=gap), []).level > Level.CLEAN)
-    assert score(CALIBRATED, evidence(literal_gap=0.9)) is None
+    assert score(CALIBRATED, evidence(pattern_gap=0.9)) is None
+    assert score(CALIBRATED, evidence(literal_gap=0.9)) == pytest.approx(0.5), "by the bound of a finding alone"
 
 
 def test_a_null_without_any_evidence_ranks_what_has_some() -> None:
