@@ -172,7 +172,10 @@ def help_page(name: str) -> str:
 def readme() -> str:
     """README.md with the results that are recorded."""
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    detected = {_path(path): read_detection(path) for path in sorted(RESULTS.glob("detection-*.json"))}
+    detected = {
+        _path(path): read_detection(path)
+        for path in sorted(RESULTS.glob("detection-*.json"), key=lambda path: path.stem)
+    }
     repaired = {_path(path): read_repairing(path) for path in sorted(RESULTS.glob("repair-*.json"))}
     return _between(_between(page, MARKS, results(detected)), REPAIR_MARKS, repairs(repaired))
 
