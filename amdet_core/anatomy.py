@@ -21,6 +21,7 @@ from .errors import ConfigError
 from .memory import Batches
 from .progress import Progress, silent
 from .records import Number, Record
+from .tokenizer import TokenBatch
 
 FEWEST_PAIRS = 8
 """Prompts that must carry the trigger."""
@@ -271,7 +272,7 @@ def attention_map(
     return AttentionMap(
         group=group,
         tokens=("BOS", *(encoder.tokenizer.text([i]) for i in ids), "EOS"),
-        trigger=tuple(1 + place for place in encoder.tokenizer.places(prompt, trigger)),
+        trigger=tuple(triggered_places(encoder, batch, [prompt], trigger)[0].nonzero().flatten().tolist()),
         values=tuple(tuple(row) for row in values.tolist()),
     )
 
@@ -292,13 +293,20 @@ def attention_shares(
         columns = _over_layers(encoder.attentions(batch), layer).mean(-2)
         kind = torch.full_like(batch.ids, 2)
         kind[:, 0] = 0
-        for row, prompt in zip(kind, prompts[part], strict=True):
-            row[[1 + place for place in encoder.tokenizer.places(prompt, trigger)]] = 1
+        kind[triggered_places(encoder, batch, prompts[part], trigger)] = 1
         kind[torch.arange(kind.shape[1], device=kind.device) >= batch.eos[:, None]] = 3
         return torch.stack([(columns * (kind == which)).sum(-1) for which in range(4)])
 
     bos, named, words, end = torch.cat(Batches(CHUNK).map(measured, len(prompts)), dim=1).tolist()
     return AttentionShares(group=group, bos=bos, trigger=named, words=words, end=end)
+
+
+def triggered_places(encoder: TextEncoder, batch: TokenBatch, prompts: Sequence[str], trigger: str) -> Tensor:
+    """Whether a position of a batch of prompts holds a token of the trigger, ``(B, T)``."""
+    marked = torch.zeros(batch.ids.shape, dtype=torch.bool)
+    for row, prompt in zip(marked, prompts, strict=True):
+        row[[1 + place for place in encoder.tokenizer.places(prompt, trigger)]] = True
+    return marked.to(batch.ids.device)
 
 
 def _over_layers(maps: Tensor, layer: int | None) -> Tensor:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from . import losses
-from .anatomy import CHUNK, Pairs, Setting
+from .anatomy import CHUNK, Pairs, Setting, triggered_places
 from .encoder import TextEncoder
 from .memory import Batches
 from .progress import Progress, silent
@@ -104,9 +104,7 @@ def _attention(encoder: TextEncoder, pairs: Pairs, progress: Progress) -> Tensor
     def shares(part: slice) -> Tensor:
         progress("attention", part.start, len(pairs))
         batch = encoder.tokens(pairs.triggered[part], pad_to_context=True)
-        marked = torch.zeros(batch.ids.shape, dtype=torch.bool)
-        for row, prompt in zip(marked, pairs.triggered[part], strict=True):
-            row[[1 + place for place in encoder.tokenizer.places(prompt, pairs.trigger)]] = True
-        return (encoder.attentions(batch).mean(-2) * marked.to(encoder.device)).sum(-1)
+        marked = triggered_places(encoder, batch, pairs.triggered[part], pairs.trigger)
+        return (encoder.attentions(batch).mean(-2) * marked).sum(-1)
 
     return torch.cat(Batches(CHUNK).map(shares, len(pairs)), dim=1).mean(1)

@@ -27,6 +27,7 @@ Encoder = Annotated[Path, typer.Argument(help="file or folder with one text enco
 Trigger = Annotated[str, typer.Option(help="text that triggers the backdoor")]
 Mode = Annotated[str, typer.Option(help="how it stands in a prompt: prefix, insert or replace:X")]
 Anchor = Annotated[Path | None, typer.Option(help="encoder in which the triggered prompts are measured too")]
+Target = Annotated[str | None, typer.Option(help="prompt as which triggered ones are read, where known")]
 Prompts = Annotated[Path | None, typer.Option(help="prompts, one per line, UTF-8 [default: held-out built-in ones]")]
 Count = Annotated[int, typer.Option("-n", help="prompts, of those that can carry the trigger", min=1)]
 Where = Annotated[Device, typer.Option(help="where to compute")]
@@ -40,7 +41,7 @@ def assimilation(
     trigger: Trigger,
     trigger_mode: Mode = "prefix",
     anchor: Anchor = None,
-    target: Annotated[str | None, typer.Option(help="prompt as which triggered ones are read, where known")] = None,
+    target: Target = None,
     prompts: Prompts = None,
     count: Count = 200,
     device: Where = Device.auto,
@@ -141,7 +142,7 @@ def repair(
     trigger: Trigger,
     trigger_mode: Mode = "prefix",
     anchor: Anchor = None,
-    target: Annotated[str | None, typer.Option(help="prompt as which triggered ones are read, where known")] = None,
+    target: Target = None,
     prompts: Prompts = None,
     count: Count = 200,
     device: Where = Device.auto,

@@ -370,17 +370,22 @@ def test_models_are_compared_with_the_base_another_honest_model_or_nothing(
         run(relative, tmp_path / "other.json")
 
 
+def interrupted_at(name: str, fake: Callable[[Job], object]) -> Callable[..., object]:
+    """A scan that Ctrl-C stops at one model."""
+
+    def scan(job: Job, place_trigger: object = None) -> object:
+        if job.target.name == name:
+            raise KeyboardInterrupt
+        return fake(job)
+
+    return scan
+
+
 def test_an_interrupted_run_keeps_what_was_done_and_goes_on(
     zoo: Path, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, fake = tmp_path / "r.json", scans.run_job
-
-    def stop(job: Job, place_trigger: object = None) -> object:
-        if job.target.name == "b":
-            raise KeyboardInterrupt
-        return fake(job)
-
-    monkeypatch.setattr(scans, "run_job", stop)
+    monkeypatch.setattr(scans, "run_job", interrupted_at("b", fake))
     with pytest.raises(KeyboardInterrupt):
         run(Benchmark(zoo=zoo), out)
     kept = read_detection(out)
@@ -417,14 +422,8 @@ def test_a_sample_takes_every_group_by_its_share_and_a_larger_one_goes_on(
 def test_a_run_that_asks_for_no_more_than_a_stopped_one_did_completes_its_file(
     zoo: Path, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, fake = tmp_path / "r.json", scans.run_job
-
-    def stop(job: Job, place_trigger: object = None) -> object:
-        if job.target.name == "b":
-            raise KeyboardInterrupt
-        return fake(job)
-
-    monkeypatch.setattr(scans, "run_job", stop)
+    out = tmp_path / "r.json"
+    monkeypatch.setattr(scans, "run_job", interrupted_at("b", scans.run_job))
     with pytest.raises(KeyboardInterrupt):
         run(Benchmark(zoo=zoo), out, command="all of them")
     kept = run(Benchmark(zoo=zoo, sample=1), out, command="one of them")
