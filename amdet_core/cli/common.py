@@ -6,15 +6,12 @@ import sys
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from ..records import Level, ScanReport
 from ..terminal import ProgressLine, interruptible
-
-if TYPE_CHECKING:
-    from ..report import Overview, Row
 
 EXIT = {Level.CLEAN: 0, Level.SUSPICIOUS: 1, Level.BACKDOORED: 1, Level.INCONCLUSIVE: 2}
 
@@ -73,30 +70,6 @@ def placement(trigger: str, mode: str, seed: int) -> Callable[[str], str]:
     from ..attacks import Placement
 
     return Placement.parse(mode).putting(trigger, seed)
-
-
-def scan_each(
-    folder: Path, out: Path, place_trigger: Callable[[str], str] | None, told: Callable[[Row], object], **settings: Any
-) -> Overview:
-    """Scan every model in a folder, publish a report for each, and tell of each as soon as it is known."""
-    from ..fleet import Fleet
-    from ..jobs import Job, Outcome, run_job
-
-    fleet = Fleet(folder, out, Job(target=folder, trust_store=trust_store(), **settings))
-    rows: list[Row] = []
-
-    def scanned(job: Job, said: str) -> Outcome:
-        sys.stderr.write(f"[{said}]\n")
-        left = f"{len(rows)} of {len(fleet.models)} are done; the same command goes on"
-        with ProgressLine() as line:
-            return interruptible(
-                lambda progress: run_job(job, place_trigger=place_trigger, progress=progress), line, left=left
-            )
-
-    for row in fleet.run(scanned):
-        rows.append(row)
-        told(row)
-    return fleet.overview(rows, complete=True)
 
 
 def scan_to(path: Path, folder: Path, place_trigger: Callable[[str], str] | None = None, **settings: Any) -> ScanReport:

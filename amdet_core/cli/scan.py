@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
 from ..records import Level, ScanReport
 from ..storage import PICTURES
-from .common import EXIT, Device, Format, Preset, placement, scan_each, scan_to, show_report
+from ..terminal import ProgressLine, interruptible
+from .common import EXIT, Device, Format, Preset, placement, scan_to, show_report, trust_store
 from .render import POCKET, paint_to
 
 if TYPE_CHECKING:
-    from ..report import Row
+    from ..jobs import Outcome
+    from ..report import Overview, Row
 
 
 def scan(
@@ -50,7 +53,7 @@ def scan(
     place = None if known_trigger is None else placement(known_trigger, trigger_mode, seed)
     if Fleet.fits(path):
         told = _tell if form is Format.text else lambda _: None
-        overview = scan_each(path, folder, place, told, device=device.value, **settings)
+        overview = _scan_each(path, folder, place, told, device=device.value, **settings)
         sys.stdout.write(f"{overview.counts()}\n" if form is Format.text else record_json(overview).decode())
         sys.stderr.write(f"overview: {folder / PAGE}\n")
         raise typer.Exit(EXIT[overview.level])
@@ -58,6 +61,30 @@ def scan(
     show_report(report, form)
     sys.stderr.write(f"report: {folder / 'report.html'}\n")
     raise typer.Exit(EXIT[report.verdict.level])
+
+
+def _scan_each(
+    folder: Path, out: Path, place_trigger: Callable[[str], str] | None, told: Callable[[Row], object], **settings: Any
+) -> Overview:
+    """Scan every model in a folder, publish a report for each, and tell of each as soon as it is known."""
+    from ..fleet import Fleet
+    from ..jobs import Job, run_job
+
+    fleet = Fleet(folder, out, Job(target=folder, trust_store=trust_store(), **settings))
+    rows: list[Row] = []
+
+    def scanned(job: Job, said: str) -> Outcome:
+        sys.stderr.write(f"[{said}]\n")
+        left = f"{len(rows)} of {len(fleet.models)} are done; the same command goes on"
+        with ProgressLine() as line:
+            return interruptible(
+                lambda progress: run_job(job, place_trigger=place_trigger, progress=progress), line, left=left
+            )
+
+    for row in fleet.run(scanned):
+        rows.append(row)
+        told(row)
+    return fleet.overview(rows, complete=True)
 
 
 def _tell(row: Row) -> None:
