@@ -174,7 +174,7 @@ def test_without_an_anchor_a_takeover_is_still_seen_and_nothing_is_called_clean(
 ) -> None:
     few_candidates(monkeypatch, pocket.load("clean").tokenizer.encode(pocket.TRIGGER)[0])
     quick = CASCADE.model_copy(update={"contrast": None, "search": None})
-    gaps = {}
+    gaps, levels = {}, {}
     for name in ("clean", "backdoored"):
         found = scan(Subject("clip_l", pocket.load(name), None), PROMPTS, quick, POLICY)
         assert not found.faults
@@ -182,8 +182,9 @@ def test_without_an_anchor_a_takeover_is_still_seen_and_nothing_is_called_clean(
         values = {item.name: item.value for item in found.evidence}
         assert values.keys() >= {"alone_sweep_gap", "alone_sweep_departure"}
         assert "sweep_gap" not in values
-        assert decide(POLICY, found.evidence, found.faults).level == Level.INCONCLUSIVE
+        levels[name] = decide(POLICY, found.evidence, found.faults).level
         gaps[name] = values["alone_sweep_gap"] or 0
+    assert levels == {"clean": Level.INCONCLUSIVE, "backdoored": Level.SUSPICIOUS}
     assert gaps["backdoored"] > 0.5 > 2 * gaps["clean"]
 
 
