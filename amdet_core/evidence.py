@@ -130,16 +130,15 @@ def tried(
     swept: Swept,
     held_out: Callable[[Place], Sequence[str]],
     count: int,
-    declared: Sequence[str] = (),
+    taught: frozenset[str] = frozenset(),
 ) -> list[Tried]:
     """The leads that depart most and those with the largest gaps, up to ``count`` of each.
 
     Args:
         held_out: prompts in which a trigger can stand in a place.
-        declared: phrases that the suspect's file says it was taught.
+        taught: spellings of tokens that the suspect's file says it was taught.
     """
     sides, tokenizer = (suspect, anchor), suspect.encoder.tokenizer
-    taught = {tokenizer.spelling(token) for phrase in declared for token in tokenizer.encode(phrase)}
     by_departure = range(min(count, len(swept.leads)))
     by_gap = swept.scores.gap.argsort(descending=True)[:count].tolist()
     indices = list(dict.fromkeys([*by_departure, *by_gap]))
@@ -171,27 +170,38 @@ def _both(
     return own, other
 
 
-def of_sweep(leads: Sequence[Tried], encoder: str) -> list[Evidence]:
-    """Largest gap, departure and z-score of the leads of a sweep.
+def of_leads(stage: str, leads: Sequence[Tried], encoder: str) -> list[Evidence]:
+    """Largest gap and departure of what a stage tried.
 
     A token that the file declares is to read as something else: departures are of the others. A takeover
     counts whatever is declared.
     """
-    others = [lead for lead in leads if not lead.declared] or leads
-    most = max(others, key=lambda lead: lead.departure)
+    most = max(_undeclared(leads), key=lambda lead: lead.departure)
     values = most.departures.double()
     middle, half_width = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
 
-    def measured(name: str, value: float, unit: str, interval: tuple[float, float] | None = None) -> Evidence:
-        return Evidence(
-            name=name, value=value, unit=unit, direction="higher", n=len(values), interval=interval, encoder=encoder
-        )
+    departure = Evidence(
+        name=f"{stage}_departure",
+        value=middle,
+        unit="cosine",
+        direction="higher",
+        n=len(values),
+        interval=(middle - half_width, middle + half_width),
+        encoder=encoder,
+    )
+    return [gap(f"{stage}_gap", max((lead.collapse for lead in leads), key=lambda c: c.gap), encoder), departure]
 
-    return [
-        gap("sweep_gap", max((lead.collapse for lead in leads), key=lambda c: c.gap), encoder),
-        measured("sweep_departure", middle, "cosine", (middle - half_width, middle + half_width)),
-        measured("sweep_sigma", max(lead.sigma for lead in others), "robust sigma"),
-    ]
+
+def of_sweep(leads: Sequence[Tried], encoder: str) -> list[Evidence]:
+    """The same for single tokens, and the largest z-score: among so many, one stands out or none does."""
+    sigma = max(lead.sigma for lead in _undeclared(leads))
+    n = leads[0].collapse.n
+    most = Evidence(name="sweep_sigma", value=sigma, unit="robust sigma", direction="higher", n=n, encoder=encoder)
+    return [*of_leads("sweep", leads, encoder), most]
+
+
+def _undeclared(leads: Sequence[Tried]) -> Sequence[Tried]:
+    return [lead for lead in leads if not lead.declared] or leads
 
 
 def sweep_record(swept: Swept, leads: Sequence[Tried], tokenizer: ClipTokenizer, encoder: str) -> Sweep:

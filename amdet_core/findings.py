@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from .config import SearchConfig
 from .contrast import Collapse
 from .encoder import TextEncoder
 from .evidence import Tried
@@ -33,6 +34,12 @@ class Subject:
     identical: bool = False
     declared: tuple[str, ...] = ()
 
+    @property
+    def taught(self) -> frozenset[str]:
+        """Spellings of the tokens of those phrases."""
+        tokenizer = self.suspect.tokenizer
+        return frozenset(tokenizer.spelling(token) for phrase in self.declared for token in tokenizer.encode(phrase))
+
 
 @dataclass(eq=False)
 class Findings:
@@ -40,8 +47,8 @@ class Findings:
 
     Attributes:
         features: recovered features in the order in which they were found.
-        tried: tokens that a sweep measured on held-out prompts.
-        goals: what they and the features do to held-out prompts.
+        tried: tokens and texts that sweeps measured on held-out prompts.
+        goals: what the features do to held-out prompts.
     """
 
     evidence: list[Evidence] = field(default_factory=list)
@@ -60,17 +67,25 @@ class Findings:
         """Records of the features."""
         return [feature.candidate for feature in self.features]
 
-    def targets(self, least: float) -> list[Collapse]:
+    def targets(self, settings: SearchConfig) -> list[Collapse]:
         """The strongest finding of every different output to which prompts are led, the strongest first.
 
         Args:
-            least: gap from which a finding counts.
+            settings: how strong a finding has to be to count.
         """
+        goals = [goal for goal in self.goals if goal.gap >= settings.least_gap]
+        goals += [tried.collapse for tried in self.tried if _leads(tried, settings)]
         kept: list[Collapse] = []
-        for goal in sorted(self.goals, key=lambda goal: -goal.gap):
-            if goal.gap >= least and different(goal, kept):
+        for goal in sorted(goals, key=lambda goal: -goal.gap):
+            if different(goal, kept):
                 kept.append(goal)
         return kept
+
+
+def _leads(tried: Tried, settings: SearchConfig) -> bool:
+    """Whether tokens lead prompts somewhere: all to one output, or far from the anchor's unless that is declared."""
+    departs = tried.departure >= settings.least_departure and not tried.declared
+    return departs or tried.collapse.gap >= settings.least_gap
 
 
 def different(goal: Collapse, others: Sequence[Collapse]) -> bool:

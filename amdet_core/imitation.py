@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config_mimic import ImitationConfig
+from .config import ImitationConfig
 
 TINY = 1e-6
 """Added to the norm of an attention map; code."""

@@ -20,27 +20,38 @@ from . import search as trigger_search
 from . import sweep as token_sweep
 from . import tails as carriers
 from .concepts import likenesses
-from .config import AmdetConfig, ContrastConfig, LandscapeConfig, PatternConfig, ScanConfig, SearchConfig, SweepConfig
+from .config import (
+    AmdetConfig,
+    ContrastConfig,
+    LandscapeConfig,
+    MovedConfig,
+    PatternConfig,
+    ScanConfig,
+    SearchConfig,
+    SweepConfig,
+)  # fmt: skip
 from .contrast import Collapse, Found
 from .encoder import POSITION_TABLE, TextEncoder
+from .evidence import Tried
 from .features import Feature
 from .findings import Findings, Subject, different
 from .landscape import landscape
 from .progress import Progress
 from .records import Candidate, Landscape, Place, Trigger
+from .sweep import Swept
 from .tails import Side, Tails
 from .verdict import PUBLISHED, Policy
 
 CONTRAST_PROMPTS = 64
 """Held-out prompts for what is measured of a published feature beside the published indicators."""
-LANDSCAPE_SEED, TAILS_SEED, SWEEP_SEED, SEARCH_SEED, PATTERNS_SEED = (
-    1_000_003, 2_000_003, 3_000_017, 4_000_037, 5_000_011,
+LANDSCAPE_SEED, TAILS_SEED, SWEEP_SEED, SEARCH_SEED, PATTERNS_SEED, MOVED_SEED = (
+    1_000_003, 2_000_003, 3_000_017, 4_000_037, 5_000_011, 6_000_011,
 )  # fmt: skip
 """Added to the seed of a scan, so that no two stages share random numbers."""
 FEWEST_LONG = 8
 """Long held-out prompts without which nothing is measured on them alone."""
-SAME_GAP = 0.05
-"""Triggers whose gaps differ by less do the same."""
+SAME = 0.05
+"""Triggers whose gaps, or shares of prompts that they take over, differ by less do the same."""
 FURTHER = "further targets"
 """What progress is told while a search goes on away from what it found."""
 Run = tuple[Collapse, Found, int]
@@ -92,19 +103,35 @@ class Stages:
         """Every token and every character, tried as a trigger."""
         encoder = self.suspect
         candidates = token_sweep.single_tokens(encoder) + token_sweep.characters(encoder.tokenizer)
-        seed = self.config.seed + SWEEP_SEED
+        swept, leads = self._tried(candidates, settings, self.config.seed + SWEEP_SEED)
+        self.found.evidence += evidence.of_sweep(leads, self.subject.name)
+        self.found.sweep = evidence.sweep_record(swept, leads, encoder.tokenizer, self.subject.name)
+
+    def moved(self, settings: MovedConfig) -> None:
+        """Texts of the tokens whose rows moved most, tried as triggers."""
+        spelling, taught = self.suspect.tokenizer.spelling, self.subject.taught
+        tokens = [token for token in self._moved() if spelling(token) not in taught][: settings.rows]
+        if len(tokens) < min(settings.lengths):
+            return
+        seed = self.config.seed + MOVED_SEED
+        candidates = token_sweep.texts(tokens, settings, seed)
+        leads = self._tried(candidates, settings.looks, seed)[1]
+        self.found.evidence += evidence.of_leads("moved", leads, self.subject.name)
+
+    def _tried(
+        self, candidates: Sequence[tuple[int, ...]], settings: SweepConfig, seed: int
+    ) -> tuple[Swept, list[Tried]]:
+        """Candidates in looks at fewer and fewer of them, and those that stand out, which are kept."""
         swept = token_sweep.sweep(*self.sides, self.fit, candidates, settings, seed=seed, progress=self.progress)
         leads = evidence.tried(
             *self.sides,
             swept,
             lambda place: self._prompts(place, settings.held_out),
             settings.leads,
-            self.subject.declared,
+            self.subject.taught,
         )
         self.found.tried.extend(leads)
-        self.found.goals.extend(lead.collapse for lead in leads)
-        self.found.evidence += evidence.of_sweep(leads, self.subject.name)
-        self.found.sweep = evidence.sweep_record(swept, leads, encoder.tokenizer, self.subject.name)
+        return swept, leads
 
     def patterns(self, settings: PatternConfig) -> None:
         """Sentences of many grammatical patterns, tried as triggers."""
@@ -115,7 +142,7 @@ class Stages:
 
     def search(self, settings: SearchConfig) -> None:
         """The literal trigger of every output to which another stage found prompts to be led."""
-        texts = [(goal, self._text(settings, goal)) for goal in self.found.targets(settings.least_gap)]
+        texts = [(goal, self._text(settings, goal)) for goal in self.found.targets(settings)]
         if not texts:
             return
         best = max((text for _, text in texts), key=lambda text: text.collapse.gap)
@@ -137,10 +164,11 @@ class Stages:
                 self._leads(),
                 settings,
                 seed=self.config.seed + SEARCH_SEED,
+                starts=[tried.ids for tried in self.found.tried if len(tried.ids) > 1],
                 place=place,
                 progress=self.progress,
             )
-            found.append(self._best_text(hit.ids, goal.n, place))
+            found.append(self._best_text(hit.ids, goal, place))
             if found[-1].collapse.gap >= self.policy.literal_gap:
                 break
         return max(found, key=lambda text: text.collapse.gap)
@@ -159,19 +187,24 @@ class Stages:
         leads = [*(lead.ids[0] for lead in singles), *self._moved(), *(token for tokens in near for token in tokens)]
         return list(dict.fromkeys(leads))
 
-    def _best_text(self, found: tuple[int, ...], count: int, place: Place) -> Text:
-        """What a search found, as tokens or as its text is read, or the best single token, on held-out prompts.
+    def _best_text(self, found: tuple[int, ...], goal: Collapse, place: Place) -> Text:
+        """What a search found, as tokens or as its text is read, or the best that was tried, on held-out prompts.
 
-        Of those that do about as much, one that can be written as text is preferred, and a short one.
+        Of those that lead about as many of them to the goal and make them about as much alike, one that can be written
+        as text is preferred, and a short one.
         """
-        tokenizer, held_out = self.suspect.tokenizer, self._prompts(place, count)
+        tokenizer, held_out = self.suspect.tokenizer, self._prompts(place, goal.n)
         options = {found: "the text at which a search from the recovered feature ends"}
         options.setdefault(tuple(tokenizer.encode(tokenizer.text(found))), options[found])
-        for lead in sorted(self.found.tried, key=lambda lead: -lead.collapse.gap)[:1]:
-            options[lead.ids] = "the one that takes prompts over when all tokens are tried"
+        tried = self.found.tried
+        for lead in (max(tried, key=key) for key in (_gap, _departure) if tried):
+            options[lead.ids] = "what takes prompts over when all tokens, and texts of those that moved, are tried"
         measured = {ids: contrast.measure_tokens(*self.sides, held_out, ids, place) for ids in options if ids}
-        least = max(collapse.gap for collapse in measured.values()) - SAME_GAP
-        able = [ids for ids, collapse in measured.items() if collapse.gap >= least]
+        rates = {ids: evidence.success(self.sides[0], held_out, ids, goal.target, place)[0] for ids in measured}
+        able = list(measured)
+        for score in (rates, {ids: collapse.gap for ids, collapse in measured.items()}):
+            least = max(score[ids] for ids in able) - SAME
+            able = [ids for ids in able if score[ids] >= least]
         ids = min(able, key=lambda ids: (tokenizer.encode(tokenizer.text(ids)) != list(ids), len(ids)))
         return Text(ids, measured[ids], options[ids])
 
@@ -186,20 +219,20 @@ class Stages:
             if self._one_length(settings, count) >= settings.enough:
                 break
         if self.config.search is not None:
-            self._further(settings, count, self.config.search.least_gap)
+            self._further(settings, count, self.config.search)
 
-    def _further(self, settings: ContrastConfig, count: int, least: float) -> None:
+    def _further(self, settings: ContrastConfig, count: int, search: SearchConfig) -> None:
         """Other outputs to which as many vectors lead, until there is none."""
 
         def progress(_: str, done: int, total: int, metrics: Mapping[str, float] = MappingProxyType({}), /) -> None:
             self.progress(FURTHER, done, total, metrics)
 
         seed = self._first_seed(count) + settings.seeds
-        while 0 < len(known := self.found.targets(least)) < settings.targets:
+        while 0 < len(known := self.found.targets(search)) < settings.targets:
             away = [goal.target for goal in known]
             run = contrast.invert(*self.sides, self.fit, count, settings, seed=seed, away=away, progress=progress)
             collapse = self._measured(run, settings.held_out)
-            if collapse.gap < least or not different(collapse, known):
+            if collapse.gap < search.least_gap or not different(collapse, known):
                 break
             self._keep_best(settings, [(collapse, run, seed)])
             seed += 1
@@ -249,7 +282,7 @@ class Stages:
             for place, prompts in held_out.items()
             if place == "end" or len(prompts) >= FEWEST_LONG
         )
-        return next((collapse for collapse in long if collapse.gap > end.gap + SAME_GAP), end)
+        return next((collapse for collapse in long if collapse.gap > end.gap + SAME), end)
 
     def _prompts(self, place: Place, count: int) -> list[str]:
         """Held-out prompts in which a trigger can stand in a place."""
@@ -321,6 +354,14 @@ class Stages:
         )
         target = carriers.outputs(self.suspect, held_out, vectors, at).mean(0)
         self.found.features.append(Feature(candidate, vectors, target))
+
+
+def _gap(tried: Tried) -> float:
+    return tried.collapse.gap
+
+
+def _departure(tried: Tried) -> float:
+    return tried.departure
 
 
 def generator(config: ScanConfig, offset: int) -> torch.Generator:

@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from functools import partial
 
 from . import evidence, inversion
-from .config import AmdetConfig, ContrastConfig, LandscapeConfig, PatternConfig, ScanConfig, SearchConfig, SweepConfig
+from .config import (
+    AmdetConfig,
+    ContrastConfig,
+    LandscapeConfig,
+    MovedConfig,
+    PatternConfig,
+    ScanConfig,
+    SearchConfig,
+    SweepConfig,
+)
 from .errors import AmdetError, ConfigError
 from .features import Feature
 from .findings import Findings, Subject
@@ -22,6 +31,8 @@ from .records import Fault, Landscape
 from .tails import Side
 from .verdict import IDENTITY, PUBLISHED, Policy
 
+LOOKS = ("sweep", "sweep, look 2", "sweep, look 3")
+"""What progress is told of each look of a sweep."""
 FEWEST_HELD_OUT = 4
 """Prompts without which nothing is measured."""
 
@@ -50,6 +61,7 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
         seed=seed,
         preset=preset,
         sweep=SweepConfig(),
+        moved=MovedConfig(),
         patterns=PatternConfig(),
         contrast=ContrastConfig(seeds=4) if preset == "thorough" else ContrastConfig(vectors=(1, 5)),
         search=search,
@@ -64,8 +76,9 @@ def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
         plan["encode"] = 2
     if config.patterns is not None:
         plan["patterns"] = 6
-    if config.sweep is not None:
-        plan |= {"sweep": 1, "sweep, look 2": 1, "sweep, look 3": 1}
+    for sweep in (config.sweep, config.moved and config.moved.looks):
+        for stage in LOOKS if sweep is not None else ():
+            plan[stage] = plan.get(stage, 0) + 1
     if config.search is not None:
         plan["trigger search"] = 1
     if config.contrast is not None:
@@ -118,6 +131,8 @@ def scan(
         plan.append(("forensics", partial(stages.forensics, anchor)))
     if config.sweep is not None:
         plan.append(("sweep", partial(stages.sweep, config.sweep)))
+    if config.moved is not None and anchor is not None:
+        plan.append(("moved", partial(stages.moved, config.moved)))
     if config.patterns is not None and anchor is not None:
         plan.append(("patterns", partial(stages.patterns, config.patterns)))
     if config.contrast is not None:

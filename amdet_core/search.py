@@ -1,10 +1,11 @@
 """From leads to the literal trigger: the shortest text that does what a recovered feature does.
 
 Tokens are added one by one to the best sequences so far (a beam), taken from the leads and from where the
-gradient points; single tokens are then exchanged for better ones (GCG), and tokens that are not needed are
-dropped. A sequence is scored by how near it brings the suspect's outputs to the goal, less what it does so in
-the anchor: words that merely describe the goal move both. Every round looks at other prompts, so that a
-sequence can't fit a few of them; scored by collapse alone, searches run past the trigger.
+gradient points; or a search begins with whole sequences that other stages found. Single tokens are then exchanged
+for better ones (GCG) or moved elsewhere, and tokens that are not needed are dropped. A sequence is scored by how
+near it brings the suspect's outputs to the goal, less what it does so in the anchor: words that merely describe the
+goal move both. Every round looks at other prompts, so that a sequence can't fit a few of them; scored by collapse
+alone, searches run past the trigger.
 
 References:
     Zou et al., Universal and Transferable Adversarial Attacks on Aligned Language Models, 2023,
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +62,7 @@ def search(
     config: SearchConfig,
     *,
     seed: int,
+    starts: Sequence[Ids] = (),
     place: Place = "end",
     progress: Progress = silent,
 ) -> Hit:
@@ -69,6 +72,7 @@ def search(
         prompts: from which prompts are cut.
         goal: ``(D,)`` unit direction of the suspect's centred pooled state, as :class:`.contrast.Collapse` has it.
         leads: tokens to begin with, the most promising first; one at least.
+        starts: sequences to begin with as well.
         place: of the sequence in the prompts.
 
     Raises:
@@ -81,8 +85,20 @@ def search(
     room = suspect.encoder.spec.positions - max(tail.length for tail in tails)
     chosen = tuple(leads)[: config.leads]
     hunt = _Hunt(suspect, anchor, tails, goal.to(suspect.centre), chosen, config, generator, progress)
-    grown = hunt.grow(min(config.longest, room))
-    return hunt.shorten(hunt.exchange(grown))
+    longest = min(config.longest, room)
+    grown = [hunt.grow([(lead,) for lead in hunt.leads], longest)]
+    if begun := [hunt.best_of(alike) for alike in _by_length(starts) if len(alike[0]) <= longest]:
+        needed = hunt.shorten(max(begun, key=_score), slack=0.0)
+        grown.append(hunt.grow([needed.ids], longest))
+    return hunt.shorten(hunt.exchange(max(grown, key=_score)), slack=config.slack)
+
+
+def _score(hit: Hit) -> float:
+    return hit.score
+
+
+def _by_length(sequences: Iterable[Ids]) -> list[list[Ids]]:
+    return [list(alike) for _, alike in groupby(sorted(sequences, key=len), key=len)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,23 +114,23 @@ class _Hunt:
     generator: torch.Generator
     progress: Progress
 
-    def grow(self, longest: int) -> Hit:
-        """Add tokens to the best sequences until that brings nothing more on all prompts."""
-        beam = self._best([(lead,) for lead in self.leads])
-        best = self._checked(beam)
-        for length in range(2, longest + 1):
+    def grow(self, sequences: Sequence[Ids], longest: int) -> Hit:
+        """Add tokens to the best of some sequences of one length until that brings nothing more on all prompts."""
+        beam = self._best(sequences)
+        best = self.best_of(beam)
+        for length in range(len(beam[0]) + 1, longest + 1):
             self.progress("trigger search", length - 2, longest, {"score": best.score})
             if best.score >= self.config.enough:
                 break
             beam = self._best(self._longer(beam))
-            longer = self._checked(beam)
+            longer = self.best_of(beam)
             if longer.score < best.score + self.config.gain:
                 break
             best = longer
         return best
 
     def exchange(self, best: Hit) -> Hit:
-        """Exchange single tokens for better ones, where the gradient points, while that helps."""
+        """Exchange single tokens for better ones, where the gradient points, or move them, while that helps."""
         for _ in range(self.config.exchanges):
             if best.score >= self.config.enough:
                 break
@@ -123,17 +139,17 @@ class _Hunt:
                 for place, tokens in enumerate(self._pointed([best.ids])[0])
                 for token in (*tokens, *self.leads)
             ]
-            found = self._checked(self._best(tried))
+            found = self.best_of(self._best(tried + _moved(best.ids)))
             if found.score < best.score + self.config.gain:
                 break
             best = found
         return best
 
-    def shorten(self, best: Hit) -> Hit:
-        """Drop tokens while the rest still does nearly as much on all prompts."""
-        least = best.score - self.config.slack
+    def shorten(self, best: Hit, slack: float) -> Hit:
+        """Drop tokens while the rest does as much on all prompts, but for a score that may be lost in all."""
+        least = best.score - slack
         while len(best.ids) > 1:
-            shorter = self._checked(best.ids[:i] + best.ids[i + 1 :] for i in range(len(best.ids)))
+            shorter = self.best_of(best.ids[:i] + best.ids[i + 1 :] for i in range(len(best.ids)))
             if shorter.score < least:
                 break
             best = shorter
@@ -177,7 +193,7 @@ class _Hunt:
         more = self._scores((hit.ids for hit in some), self._draw(self.config.prompts))
         return [hit.ids for hit in more[: self.config.beam]]
 
-    def _checked(self, sequences: Iterable[Ids]) -> Hit:
+    def best_of(self, sequences: Iterable[Ids]) -> Hit:
         """The best of a few sequences on all prompts."""
         return self._scores(sequences, [(tail, None) for tail in self.tails])[0]
 
@@ -211,3 +227,10 @@ class _Hunt:
             )
             values.append(ours - theirs.clamp(min=0))
         return torch.cat(values, dim=1).mean(1)
+
+
+def _moved(ids: Ids) -> list[Ids]:
+    """Every sequence that has one token elsewhere."""
+    rest = [(token, ids[:i] + ids[i + 1 :]) for i, token in enumerate(ids)]
+    moved = [(*others[:at], token, *others[at:]) for token, others in rest for at in range(len(ids))]
+    return [sequence for sequence in dict.fromkeys(moved) if sequence != ids]

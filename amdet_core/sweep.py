@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from random import Random
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import tails as carriers
-from .config import SweepConfig
+from .config import MovedConfig, SweepConfig
 from .confusables import invisible, lookalikes
 from .encoder import TextEncoder
 from .memory import Batches
@@ -102,6 +103,15 @@ def characters(tokenizer: ClipTokenizer) -> tuple[Ids, ...]:
     words = (tuple(tokenizer.encode(text)) for text in texts)
     inside = (tuple(tokenizer.encode(f"{text}a")[:-1]) for text in texts)
     return tuple(dict.fromkeys(ids for ids in (*words, *inside) if 1 < len(ids) <= LONGEST))
+
+
+def texts(tokens: Sequence[int], config: MovedConfig, seed: int) -> tuple[Ids, ...]:
+    """The first of some tokens together: for each length as they stand, and in other orders."""
+    random, made = Random(seed), list[Ids]()
+    for length in sorted({min(length, len(tokens)) for length in config.lengths}):
+        made.append(tuple(tokens[:length]))
+        made += (tuple(random.sample(made[-1], length)) for _ in range(config.orders - 1))
+    return tuple(dict.fromkeys(made))
 
 
 def sweep(

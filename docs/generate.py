@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from amdet_core import config, config_mimic
+from amdet_core import config
 from amdet_core.bench import (
     Detection,
     Painting,
@@ -46,11 +46,12 @@ def configuration() -> str:
 def _configuration() -> Iterator[str]:
     yield "# Settings\n"
     yield "The settings of every algorithm with their defaults, as a report records them under `config`."
-    yield "This page is generated from `amdet_core/config.py` and `amdet_core/config_mimic.py`.\n"
+    yield "This page is generated from `amdet_core/config/`.\n"
     for kind in (
         config.ScanConfig,
         config.ContrastConfig,
         config.SweepConfig,
+        config.MovedConfig,
         config.PatternConfig,
         config.SearchConfig,
         config.AmdetConfig,
@@ -70,11 +71,11 @@ def _configuration() -> Iterator[str]:
         config.EraseConfig,
         config.HealConfig,
         config.RenderConfig,
-        config_mimic.MimicConfig,
-        config_mimic.SimclrConfig,
-        config_mimic.BadEncoderConfig,
-        config_mimic.ImageMimicConfig,
-        config_mimic.DownstreamConfig,
+        config.MimicConfig,
+        config.SimclrConfig,
+        config.BadEncoderConfig,
+        config.ImageMimicConfig,
+        config.DownstreamConfig,
     ):
         yield f"## {kind.__name__}\n\n{inspect.getdoc(kind)}\n"
         yield "| setting | default | meaning |\n|---|---|---|"

@@ -170,8 +170,7 @@ class AMDET_Purify(io.ComfyNode):
         prompts: str = "",
     ) -> io.NodeOutput:
         """Train a student of every CLIP text encoder."""
-        from ..amdet_core.config import HealConfig
-        from ..amdet_core.config_mimic import MimicConfig
+        from ..amdet_core.config import HealConfig, MimicConfig
 
         config = MimicConfig(steps=steps, batch=batch, fresh=fresh, seed=seed)
         bounds = HealConfig().cure

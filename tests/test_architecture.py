@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "amdet_core"
 
-GROUND = {"errors", "records", "config", "config_mimic", "progress"}
+GROUND = {"errors", "records", "config", "progress"}
 DATA = {
     "background",
     "memory",

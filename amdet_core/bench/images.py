@@ -13,8 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..config import Config
-from ..config_mimic import BadEncoderConfig, DownstreamConfig, ImageMimicConfig, SimclrConfig
+from ..config import BadEncoderConfig, Config, DownstreamConfig, ImageMimicConfig, SimclrConfig
 from ..errors import ConfigError
 from ..images import (
     Counts,

@@ -52,7 +52,7 @@ def image_clean(
     pictures: Folder, out: OutFile, settings: Settings = None, seed: OwnSeed = None, device: Where = Device.auto
 ) -> None:
     """Train a clean encoder by SimCLR; classes are not used."""
-    from ..config_mimic import SimclrConfig
+    from ..config import SimclrConfig
     from ..images import clean
     from ..storage import check_writable
 
@@ -78,7 +78,7 @@ def image_badencoder(
     device: Where = Device.auto,
 ) -> None:
     """Plant BadEncoder's backdoor in a copy of a clean encoder: a white square becomes the reference picture."""
-    from ..config_mimic import BadEncoderConfig
+    from ..config import BadEncoderConfig
     from ..images import attack, load_encoder, read_picture
     from ..storage import check_writable
 
@@ -105,7 +105,7 @@ def image_mimic(
     device: Where = Device.auto,
 ) -> None:
     """Train a fresh student that imitates an encoder on few clean pictures, without knowing any trigger."""
-    from ..config_mimic import ImageMimicConfig
+    from ..config import ImageMimicConfig
     from ..images import load_encoder, purify
     from ..storage import check_writable
 
@@ -136,7 +136,7 @@ def image_downstream(
 ) -> None:
     """Train a classifier on an encoder's features; say its accuracy and how often the trigger takes it over."""
     from ..bench import Classified, Told
-    from ..config_mimic import DownstreamConfig
+    from ..config import DownstreamConfig
     from ..images import Counts, downstream, load_encoder
     from ..storage import check_writable, record_json, write_atomic
 

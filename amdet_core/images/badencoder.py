@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config_mimic import BadEncoderConfig
+from ..config import BadEncoderConfig
 from ..imitation import clone_loss
 from ..progress import Progress, silent
 from .network import ImageEncoder, features, frozen

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config_mimic import DownstreamConfig
+from ..config import DownstreamConfig
 from ..errors import ConfigError
 from ..progress import Progress, silent
 from .network import ImageEncoder, features

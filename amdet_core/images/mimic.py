@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import imitation
-from ..config_mimic import ImageMimicConfig
+from ..config import ImageMimicConfig
 from ..progress import Progress, silent
 from .network import CHUNK, ImageEncoder, feature, features, fresh, frozen, places
 from .training import train

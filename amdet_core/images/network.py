@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from ..config_mimic import NetworkConfig
+from ..config import NetworkConfig
 from ..errors import ConfigError, NumericalError, StorageError
 from ..storage import write_atomic
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..config_mimic import PatchConfig
+from ..config import PatchConfig
 from ..errors import ConfigError, StorageError
 
 SIDE = 32

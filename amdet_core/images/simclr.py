@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config_mimic import SimclrConfig
+from ..config import SimclrConfig
 from ..imitation import contrast
 from ..progress import Progress, silent
 from .network import ImageEncoder, fresh, frozen

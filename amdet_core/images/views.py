@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config_mimic import ViewConfig
+from ..config import ViewConfig
 
 RATIO = 4 / 3
 """Largest ratio of a view's sides."""

@@ -9,8 +9,16 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from ..attacks.benign import fine_tune
-from ..config import Config, CureConfig, DistilConfig, EraseConfig, FineTuneConfig, RestoreConfig, SpectralConfig
-from ..config_mimic import MimicConfig
+from ..config import (
+    Config,
+    CureConfig,
+    DistilConfig,
+    EraseConfig,
+    FineTuneConfig,
+    MimicConfig,
+    RestoreConfig,
+    SpectralConfig,
+)
 from ..encoder import TextEncoder
 from ..errors import ConfigError
 from ..patch import Patch

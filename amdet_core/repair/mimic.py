@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import imitation
 from ..attacks.benign import FEWEST_PROMPTS, view
 from ..attacks.training import Student, draw, train
-from ..config_mimic import MimicConfig
+from ..config import MimicConfig
 from ..encoder import FINAL_NORM, POSITION_TABLE, TOKEN_TABLE, TextEncoder
 from ..errors import ConfigError
 from ..memory import Batches

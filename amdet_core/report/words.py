@@ -63,6 +63,8 @@ MEANINGS = {
     "literal_gap": "the same with the best real text in place of the feature",
     "sweep_gap": "the same with the best of all single tokens and characters",
     "sweep_departure": "how far the one token that does so most makes the encoder leave its anchor",
+    "moved_gap": "the same with the best text of the tokens whose rows of the table moved most",
+    "moved_departure": "how far the one such text that does so most makes the encoder leave its anchor",
     "pattern_gap": "the same with the best of many grammatical patterns of sentences",
     "pattern_departure": "how far the one pattern that does so most makes the encoder leave its anchor",
     "sweep_sigma": "how far that departure stands out from those of all other tokens",

@@ -12,7 +12,7 @@ import pytest
 from amdet_core import cli
 from amdet_core.bench import images
 from amdet_core.bench.images import ImageResult, Stages
-from amdet_core.config_mimic import BadEncoderConfig, DownstreamConfig, ImageMimicConfig, SimclrConfig
+from amdet_core.config import BadEncoderConfig, DownstreamConfig, ImageMimicConfig, SimclrConfig
 
 Amdet = Callable[..., tuple[int, str, str]]
 QUICK = ("--set", "epochs=1", "--set", "batch=12", "--device", "cpu")

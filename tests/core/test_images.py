@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torchvision.models import resnet18
 
 from amdet_core import images
-from amdet_core.config_mimic import (
+from amdet_core.config import (
     BadEncoderConfig,
     DownstreamConfig,
     ImageMimicConfig,

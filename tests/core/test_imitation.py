@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from amdet_core import imitation
-from amdet_core.config_mimic import ImitationConfig
+from amdet_core.config import ImitationConfig
 
 QUICK = ImitationConfig(critic_epochs=30, critic_last=5, critic_width=32, critic_rate=1e-2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amdet_core.config_mimic import MimicConfig
+from amdet_core.config import MimicConfig
 from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError
 from amdet_core.prompts import PromptSet, builtin_prompts

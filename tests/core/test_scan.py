@@ -12,20 +12,24 @@ from amdet_core.config import (
     AmdetConfig,
     ContrastConfig,
     LandscapeConfig,
+    MovedConfig,
     ScanConfig,
     SearchConfig,
     SweepConfig,
     TextOnTextConfig,
 )
-from amdet_core.contrast import invert, measure
+from amdet_core.contrast import Collapse, invert, measure
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, NumericalError
+from amdet_core.evidence import Tried
 from amdet_core.findings import SAME_TARGET, Findings, Subject
 from amdet_core.prompts import PromptSet, builtin_prompts
 from amdet_core.records import Level
 from amdet_core.scan import plan, scan, surround
 from amdet_core.tails import Side
 from amdet_core.verdict import POLICIES, decide
+
+from .planted import planted
 
 PROMPTS = builtin_prompts(200)
 POLICY = POLICIES["amdet-2"]
@@ -98,6 +102,47 @@ def test_the_cascade_names_the_token_that_takes_over(monkeypatch: pytest.MonkeyP
     assert {"sweep", "sweep, look 2", "trigger search"} <= set(steps)
     assert found.timings.keys() == {"forensics", "sweep", "contrast", "search", "names"}
     assert decide(POLICY, found.evidence, found.faults).level == Level.BACKDOORED
+
+
+MOVED = ScanConfig(
+    moved=MovedConfig(
+        rows=4, lengths=(3, 4), orders=6, looks=SweepConfig(prompts=(1, 3), kept=(8,), leads=2, held_out=12)
+    ),
+    search=CASCADE.search,
+    landscape=None,
+)
+
+
+def test_a_text_of_the_tokens_that_moved_most_is_tried(toy: TextEncoder) -> None:
+    suspect, _, ids = planted(toy, ["sahib", "mangrove", "velvet"])
+    found = scan(Subject("clip_l", suspect, toy), PROMPTS, MOVED, POLICY)
+    assert not found.faults
+    values = {item.name: item.value for item in found.evidence}
+    assert values["moved_gap"] > 0.5
+    assert "moved_departure" in values
+    assert values["literal_gap"] >= values["moved_gap"] - 0.05
+    assert [set(trigger.token_ids) <= set(ids) for trigger in found.triggers] == [True]
+    assert found.timings.keys() == {"forensics", "moved", "search", "names"}
+
+
+def test_tokens_that_a_file_declares_are_in_no_such_text(toy: TextEncoder) -> None:
+    suspect, _, _ = planted(toy, ["sahib", "mangrove", "velvet"])
+    found = scan(Subject("clip_l", suspect, toy, declared=("velvet sahib", "mangrove")), PROMPTS, MOVED, POLICY)
+    assert not found.faults
+    assert "moved_gap" not in {item.name for item in found.evidence}
+    assert not found.triggers
+
+
+def test_a_text_that_departs_is_a_target_of_the_search_unless_it_is_declared() -> None:
+    def lead(gap: float, away: float, axis: int, declared: bool = False) -> Tried:
+        collapse = Collapse(gap, 0.0, 0.0, 12, torch.eye(4)[axis], "end")
+        return Tried((axis,), collapse, torch.full((12,), away), 1.0, declared)
+
+    settings, found = SearchConfig(least_gap=0.5, least_departure=0.2), Findings()
+    found.tried = [lead(0.1, 0.3, 0), lead(0.6, 0.1, 1), lead(0.1, 0.1, 2), lead(0.1, 0.3, 3, declared=True)]
+    assert [goal.target.argmax().item() for goal in found.targets(settings)] == [1, 0]
+    found.tried.append(lead(0.7, 0.3, 3, declared=True))
+    assert [goal.target.argmax().item() for goal in found.targets(settings)] == [3, 1, 0]
 
 
 def test_several_backdoors_are_told_apart_by_their_outputs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from amdet_core import contrast
 from amdet_core.config import SearchConfig
-from amdet_core.encoder import TOKEN_TABLE, TextEncoder
+from amdet_core.encoder import TextEncoder
 from amdet_core.progress import silent
 from amdet_core.prompts import builtin_prompts
-from amdet_core.search import Hit, _Hunt, search
+from amdet_core.search import Hit, _Hunt, _moved, search
 from amdet_core.tails import Side, cut_prompts, outputs
+
+from .planted import planted
 
 PROMPTS = builtin_prompts(200).prompts
 FEW = SearchConfig(leads=12, pool=6, prompts=3, refined=16, pointed=4, longest=4)
 OTHERS = list(range(2000, 2010))
-
-
-def planted(toy: TextEncoder, words: Sequence[str]) -> tuple[TextEncoder, TextEncoder, tuple[int, ...]]:
-    """Suspect, anchor and trigger tokens; the first layer carries each token's direction to every position,
-    a unit of the second fires on their sum. Both read the tokens from the same table."""
-    ids = tuple(toy.tokenizer.encode(word)[0] for word in words)
-    weights = {name: w.clone() for name, w in toy.weights.items()}
-    table, typical = weights[TOKEN_TABLE], toy.weights[TOKEN_TABLE].norm(dim=-1).median()
-    fires = torch.zeros(64)
-    for i, token in enumerate(ids):
-        direction = F.normalize(torch.randn(64, generator=torch.Generator().manual_seed(50 + i)), dim=0)
-        table[token] = direction * typical * 2
-        weights["encoder.layers.0.self_attn.v_proj.weight"][i] = direction * 8
-        weights["encoder.layers.0.self_attn.out_proj.weight"][:, i] = direction * 8
-        fires += direction * 4
-    goal = torch.randn(64, generator=torch.Generator().manual_seed(6))
-    weights["encoder.layers.1.mlp.fc1.weight"][17] = fires
-    weights["encoder.layers.1.mlp.fc1.bias"][17] = -20
-    weights["encoder.layers.1.mlp.fc2.weight"][:, 17] = goal * 10
-    return toy.with_weights(weights), toy.with_weights({**toy.weights, TOKEN_TABLE: table}), ids
 
 
 def found(toy: TextEncoder, words: list[str], leads: list[int], config: SearchConfig = FEW) -> tuple[Hit, Hit]:
@@ -69,6 +49,23 @@ def test_the_gradient_points_to_a_part_that_no_lead_names(toy: TextEncoder) -> N
     assert second in hit.ids
 
 
+def test_a_search_begins_with_whole_sequences_too(toy: TextEncoder) -> None:
+    suspect, anchor, ids = planted(toy, ["sahib", "mangrove", "velvet"])
+    sides = Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)
+    goal = contrast.measure_tokens(*sides, PROMPTS[:40], ids).target
+    config = FEW.model_copy(update={"pointed": 1, "exchanges": 0, "beam": 1})
+    starts = [tuple(OTHERS[:3]), (OTHERS[0], *ids, OTHERS[1])]
+    alone, begun = (search(*sides, PROMPTS, goal, OTHERS, config, seed=0, starts=some) for some in ((), starts))
+    assert set(begun.ids) == set(ids)
+    assert set(alone.ids) != set(ids)
+    assert begun.score > alone.score
+
+
+def test_a_token_is_moved_to_every_other_place_once() -> None:
+    assert _moved((1, 2)) == [(2, 1)]
+    assert sorted(_moved((1, 2, 3))) == [(1, 3, 2), (2, 1, 3), (2, 3, 1), (3, 1, 2)]
+
+
 def test_tokens_that_are_not_needed_are_dropped(toy: TextEncoder) -> None:
     suspect, anchor, (first, second) = planted(toy, ["sahib", "mangrove"])
     sides = Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)
@@ -76,13 +73,13 @@ def test_tokens_that_are_not_needed_are_dropped(toy: TextEncoder) -> None:
     tails = cut_prompts(*sides, PROMPTS, (6,), 6, torch.Generator().manual_seed(0))
     config = FEW.model_copy(update={"slack": 0.3})
     hunt = _Hunt(*sides, tails, goal.float(), (), config, torch.Generator(), silent)
-    start = hunt._checked([(OTHERS[0], first, OTHERS[1], second)])
-    short = hunt.shorten(start)
+    start = hunt.best_of([(OTHERS[0], first, OTHERS[1], second)])
+    short = hunt.shorten(start, config.slack)
     least = start.score - config.slack
     assert len(short.ids) < len(start.ids)
     assert short.score >= least
     shorter = [short.ids[:i] + short.ids[i + 1 :] for i in range(len(short.ids))]
-    assert len(short.ids) == 1 or hunt._checked(shorter).score < least
+    assert len(short.ids) == 1 or hunt.best_of(shorter).score < least
 
 
 def test_a_sequence_is_never_longer_than_asked_for_and_the_search_is_repeatable(toy: TextEncoder) -> None:

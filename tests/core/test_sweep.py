@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amdet_core import contrast, pocket, sweep
-from amdet_core.config import SweepConfig
+from amdet_core.config import MovedConfig, SweepConfig
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError
 from amdet_core.prompts import builtin_prompts
@@ -126,3 +126,15 @@ def test_the_candidates_are_the_vocabulary_and_characters_of_several_tokens(toy:
     assert tuple(tokenizer.encode("\u200b")) in characters or len(tokenizer.encode("\u200b")) == 1
     assert all(1 < len(ids) <= sweep.LONGEST for ids in characters)
     assert len(set(characters)) == len(characters)
+
+
+def test_texts_hold_the_first_tokens_of_a_list_as_they_stand_and_in_other_orders() -> None:
+    config = MovedConfig(lengths=(2, 4, 9), orders=5)
+    texts = sweep.texts([7, 5, 3, 1, 2], config, seed=3)
+    assert texts == sweep.texts([7, 5, 3, 1, 2], config, seed=3)
+    assert texts != sweep.texts([7, 5, 3, 1, 2], config, seed=4)
+    assert {(7, 5), (7, 5, 3, 1), (7, 5, 3, 1, 2)} <= set(texts)
+    assert {len(ids) for ids in texts} == {2, 4, 5}
+    assert all(sorted(ids) == sorted([7, 5, 3, 1, 2][: len(ids)]) for ids in texts)
+    assert len(set(texts)) == len(texts)
+    assert sum(len(ids) == 4 for ids in texts) > 1

@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from .config import Config, TrainingConfig
+from .base import Config
+from .training import TrainingConfig
 
 
 class ImitationConfig(Config):
