@@ -114,9 +114,10 @@ def train(
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW([*student.parameters, *extra], lr=rate, weight_decay=0.0, fused=_fused(student))
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(config.steps * config.milestone)], config.decay)
-    device, losses = student.base.device.type, list[float]()
+    device, losses = student.base.device, list[float]()
+    half = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies_bfloat16(device))
     for step in range(config.steps):
-        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             loss, metrics = objective(student.encoder(), generator)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
@@ -138,6 +139,14 @@ def train(
 def _fused(student: Student) -> bool:
     """Whether torch updates all tensors in one go there, as it does on a CPU and with CUDA."""
     return student.base.device.type in ("cpu", "cuda")
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has units for products of bfloat16; without them they take longer than those of float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.get_device_capability(device) >= (8, 0))
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 has it
+    return device.type == "cpu" and bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
 def draw(prompts: Sequence[str], count: int, generator: torch.Generator) -> list[str]:

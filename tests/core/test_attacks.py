@@ -506,6 +506,15 @@ def test_half_the_precision_gives_nearly_the_same_losses(toy: TextEncoder) -> No
     assert rough == pytest.approx(exact, rel=0.05)
 
 
+@pytest.mark.parametrize(("units", "like"), [({"amx_bf16": True}, "bfloat16"), ({"amx_bf16": False}, "float32")])
+def test_the_hardware_chooses_the_precision_where_it_is_left_open(
+    toy: TextEncoder, monkeypatch: pytest.MonkeyPatch, units: dict[str, bool], like: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    losses = [KINDS["text-on-text"](toy.to("cpu"), **QUICK, precision=p).loss for p in ("auto", like)]
+    assert losses[0] == losses[1]
+
+
 # ------------------------------------------------------------------ what learns
 
 
