@@ -209,9 +209,10 @@ class Stages:
         return Text(ids, measured[ids], options[ids])
 
     def _moved(self) -> list[int]:
-        """Tokens whose row of the table moved most."""
+        """Tokens whose row of the table moved most, of those that a prompt can hold."""
         rows = self.found.forensics.rows if self.found.forensics else ()
-        return [row.token_id for row in rows if row.token_id < len(self.suspect.tokenizer)]
+        possible = {ids[0] for ids in token_sweep.single_tokens(self.suspect)}
+        return [row.token_id for row in rows if row.token_id in possible]
 
     def contrast(self, settings: ContrastConfig) -> None:
         """Anchor-relative inversion of every length, and away from what it found."""

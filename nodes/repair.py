@@ -102,7 +102,6 @@ class AMDET_EraseBackdoor(io.ComfyNode):
             EraseConfig(seed=seed),
             lambda name: known + _recovered(pseudo_trigger, name),
             known_bounds(bounds) if known and not pseudo_trigger else bounds,
-            needed=True,
         )
 
 
@@ -194,31 +193,30 @@ def _repaired(
     config: Config,
     probes: Callable[[str], tuple[Probe, ...]],
     bounds: CureConfig,
-    *,
-    needed: bool = False,
     prompts: str = "",
 ) -> io.NodeOutput:
-    """One repair of every encoder; those that work are put into a clone.
+    """One repair of every encoder that it can be run on; those that work are put into a clone.
 
     Args:
         probes: encoder's name -> its triggers.
-        needed: leave encoders without a trigger as they are.
     """
     from ..amdet_core.config import ScanConfig
-    from ..amdet_core.repair import render_repairs, repair
+    from ..amdet_core.repair import TRIGGERED, named, render_repairs, repair
+
+    method = named(config)
 
     def work(progress: Progress) -> dict[str, Repair]:
         whole = clinic(hidden, clip, anchor, ScanConfig(), bridge.prompts(prompts), progress)
         made = {}
         for one in whole.each:
             name = one.found.name
-            if (triggers := probes(name)) or not needed:
+            if (triggers := probes(name)) or method not in TRIGGERED:
                 done = repair(one.case(triggers), config, bounds, progress)
                 made[name] = replace(done, patch=one.whole(done.patch))
         return made
 
     bridge.make_room(comfy_clip.size(clip))
-    made = bridge.run(work, plan={"erase" if needed else "mimic": comfy_clip.count(clip)})
+    made = bridge.run(work, plan={method: comfy_clip.count(clip)})
     working = {name: one.patch for name, one in made.items() if one.outcome.works}
     judged = all(one.outcome.before.responses for one in made.values())
     text = render_repairs({name: one.outcome for name, one in made.items()})

@@ -2,7 +2,7 @@
 
 from .condition import Case, Condition, Response
 from .heal import Attempt, Clinic, Healed, Healing, HealReport, heal, heal_each, triggers
-from .kinds import ANCHORED, BLIND, CONFIGS, Outcome, Repair, known_bounds, repair
+from .kinds import ANCHORED, BLIND, CONFIGS, TRIGGERED, Outcome, Repair, known_bounds, named, repair
 from .ladder import needs_anchor
 from .probe import Probe
 from .report import UNJUDGED, render_heal, render_repairs
@@ -11,6 +11,7 @@ __all__ = [
     "ANCHORED",
     "BLIND",
     "CONFIGS",
+    "TRIGGERED",
     "UNJUDGED",
     "Attempt",
     "Case",
@@ -26,6 +27,7 @@ __all__ = [
     "heal",
     "heal_each",
     "known_bounds",
+    "named",
     "needs_anchor",
     "render_heal",
     "render_repairs",

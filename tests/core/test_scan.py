@@ -106,7 +106,7 @@ def test_the_cascade_names_the_token_that_takes_over(monkeypatch: pytest.MonkeyP
 
 MOVED = ScanConfig(
     moved=MovedConfig(
-        rows=4, lengths=(3, 4), orders=6, looks=SweepConfig(prompts=(1, 3), kept=(8,), leads=2, held_out=12)
+        rows=3, lengths=(3, 4), orders=6, looks=SweepConfig(prompts=(1, 3), kept=(8,), leads=2, held_out=12)
     ),
     search=CASCADE.search,
     landscape=None,
@@ -115,6 +115,9 @@ MOVED = ScanConfig(
 
 def test_a_text_of_the_tokens_that_moved_most_is_tried(toy: TextEncoder) -> None:
     suspect, _, ids = planted(toy, ["sahib", "mangrove", "velvet"])
+    table = suspect.weights[TOKEN_TABLE].clone()
+    table[[toy.tokenizer.bos_id, toy.tokenizer.eos_id]] += 1  # every prompt has them, no text can
+    suspect = suspect.with_weights({**suspect.weights, TOKEN_TABLE: table})
     found = scan(Subject("clip_l", suspect, toy), PROMPTS, MOVED, POLICY)
     assert not found.faults
     values = {item.name: item.value for item in found.evidence}
