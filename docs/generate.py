@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from amdet_core.bench import (
     read_pictures,
     read_repairing,
 )
-from amdet_core.bench.results import Share
+from amdet_core.bench.results import Share, Texts
 from amdet_core.calibration import Calibration
 from amdet_core.report import schema_json
 from amdet_core.verdict import DEFAULT_POLICY, POLICIES
@@ -310,6 +310,27 @@ def _results(recorded: Mapping[str, Detection]) -> Iterator[str]:
             found = [by_kind.get(kind) for by_kind in policies.values()]
             cells = ["-" if k is None else f"{_percent(k.recall, k.interval)} of {k.n}" for k in found]
             yield f"| {kind} | {' | '.join(cells)} |"
+        yield from _told([r for r in recorded.values() if r.zoo.name == zoo and r.metrics.by_trigger_tokens])
+
+
+def _told(recorded: Sequence[Detection]) -> Iterator[str]:
+    """How often the trigger's text is told, by its length, and how alike the recovered feature is to it."""
+    if not recorded:
+        return
+    yield f"\n| trigger of so many tokens | {' | '.join(result.title for result in recorded)} |"
+    yield "|---" * (len(recorded) + 1) + "|"
+    tables = [result.metrics.by_trigger_tokens for result in recorded]
+    for length in dict.fromkeys(length for table in tables for length in table):
+        yield f"| {length} | {' | '.join(_texts(table.get(length)) for table in tables)} |"
+    medians = ("-" if (m := result.metrics.sim_median) is None else f"{m:.3f}" for result in recorded)
+    yield f"| SIM of the feature, median | {' | '.join(medians)} |"
+
+
+def _texts(found: Texts | None) -> str:
+    if found is None:
+        return "-"
+    told, exact = found.recovered, found.exact
+    return f"{_percent(told.share, told.interval)} of {told.n}, {exact.count} exactly"
 
 
 def _percent(value: float | None, interval: tuple[float, float] | None = None) -> str:

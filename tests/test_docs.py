@@ -32,9 +32,11 @@ def detection(policy: str, *, complete: bool) -> Detection:
     models = tuple(
         ModelResult(
             model=f"{label}-{i}", label=label, kind=kind, group=kind, fingerprint="", level="clean", score=float(i),
-            flagged=i == 1, recovered=None, seconds=3.0,
+            flagged=i == 1, recovered=text, trigger_tokens=tokens, sim=sim, seconds=3.0,
         )
-        for label, kind in (("backdoored", "text-on-text"), ("benign", "fine-tune"))
+        for label, kind, text, tokens, sim in (
+            ("backdoored", "text-on-text", "exact", 3, 0.5), ("benign", "fine-tune", None, None, None),
+        )
         for i in range(2)
     )  # fmt: skip
     return Detection(
@@ -85,6 +87,8 @@ def test_readme_shows_every_complete_result_and_no_other() -> None:
     )
     assert "| recall in small | amdet-2 | amdet-2025-code |" in page
     assert "| text-on-text | 50.0% (1.3-98.7) of 2 | 50.0% (1.3-98.7) of 2 |" in page
+    assert "| 2-5 | 100.0% (15.8-100.0) of 2, 2 exactly | 100.0% (15.8-100.0) of 2, 2 exactly |" in page
+    assert "| SIM of the feature, median | 0.500 | 0.500 |" in page
 
 
 def repairs(*, complete: bool) -> RepairResult:

@@ -99,6 +99,9 @@ class ModelResult(Row):
         description="equivalent: another text does the same; part: a token of a true trigger is named; null: not "
         "backdoored, or the trigger is no text"
     )
+    trigger_tokens: int | None = Field(
+        default=None, description="of the shortest true trigger; null: not backdoored, or the trigger is no text"
+    )
     sim: Measured = Field(
         default=None, description="eq. 29 of the strongest recovered feature, where the trigger is text"
     )
@@ -159,6 +162,13 @@ class Intentional(Record):
     flagged: int
 
 
+class Texts(Record):
+    """The triggers of so many tokens, of backdoored models whose trigger is a text."""
+
+    recovered: Share = Field(description="the trigger itself, or an equivalent text, is reported")
+    exact: Share = Field(description="the trigger itself is reported")
+
+
 class Metrics(Record):
     """What the scans of a zoo add up to."""
 
@@ -168,6 +178,8 @@ class Metrics(Record):
     benign_by_kind: dict[str, Benign]
     benign_by_group: dict[str, Benign]
     intentional: Intentional
+    by_trigger_tokens: dict[str, Texts] = Field(default={}, description="length of the true trigger in tokens -> texts")
+    sim_median: float | None = Field(default=None, description="eq. 29, over the backdoored models where it is known")
 
 
 Against = Literal["base", "relative", "none"]

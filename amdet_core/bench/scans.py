@@ -13,7 +13,7 @@ from ..verdict import load_policy, score
 from ..zoo.labels import Label
 from .models import timed
 from .results import ModelResult
-from .triggers import is_text, recovered
+from .triggers import is_text, recovered, tokens
 
 
 def scan_model(task: tuple[Label, Job, Path]) -> ModelResult:
@@ -31,6 +31,7 @@ def scan_model(task: tuple[Label, Job, Path]) -> ModelResult:
         fingerprint=label.fingerprint,
         level="error",
         recovered=recovered(label, None, job.target, base),
+        trigger_tokens=tokens(label),
         seconds=0.0,
     )
     return timed(row, lambda: _found(label, job, base))

@@ -32,6 +32,13 @@ def is_text(label: Label) -> bool:
     return bool(label.mode and label.triggers)
 
 
+def tokens(label: Label) -> int | None:
+    """How many the shortest trigger has; None where :func:`recovered` is."""
+    if label.label != "backdoored" or not is_text(label):
+        return None
+    return min(len(clip_tokenizer().encode(trigger)) for trigger in label.triggers)
+
+
 def recovered(label: Label, reported: Trigger | None, model: Path, base: Path) -> Recovered | None:
     """How much of a true trigger a scan reports.
 

@@ -114,6 +114,7 @@ def test_what_is_kept_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (kept.level, kept.flagged, kept.trigger, kept.recovered) == ("backdoored", True, CYRILLIC, "exact")
     assert kept.evidence == {"gap_k1": 0.123457}
     assert kept.score == pytest.approx(score(POLICIES["amdet-2"], result.evidence), abs=1e-6)
+    assert kept.trigger_tokens == 1
     assert kept.sim == 0.7  # of the feature with the largest gap
     assert kept.error is None
 
@@ -235,9 +236,9 @@ def test_a_longer_text_is_not_equivalent(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_metrics_follow_their_definitions() -> None:
     bad = [
-        row(level="backdoored", score=0.3, recovered="exact", sim=0.8),
-        row(level="suspicious", score=-0.1, recovered="equivalent", sim=0.6),
-        row(level="inconclusive", recovered="none"),
+        row(level="backdoored", score=0.3, recovered="exact", sim=0.8, trigger_tokens=1),
+        row(level="suspicious", score=-0.1, recovered="equivalent", sim=0.6, trigger_tokens=1),
+        row(level="inconclusive", recovered="none", trigger_tokens=5),
         row(level="error", kind="backdoored", seconds=9.0, recovered="part"),
     ]
     good = [row("benign", "backdoored", 0.1), *[row("benign", "clean", -0.5)] * 7, row("benign", "inconclusive")]
@@ -260,6 +261,9 @@ def test_metrics_follow_their_definitions() -> None:
     kind = found.by_kind["backdoored"]
     assert (kind.n, kind.recall, kind.sim) == (4, 0.5, pytest.approx(0.7))
     assert (kind.trigger_recovered, kind.trigger_exact, kind.trigger_named_part) == (0.5, 0.25, 0.25)
+    told = {length: (t.recovered.count, t.exact.count, t.exact.n) for length, t in found.by_trigger_tokens.items()}
+    assert told == {"1": (2, 1, 2), "2-5": (0, 0, 1)}
+    assert found.sim_median == pytest.approx(0.7)
     assert (found.benign_by_kind["benign"].n, found.benign_by_kind["benign"].false_positives) == (9, 1)
 
 
