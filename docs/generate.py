@@ -311,6 +311,10 @@ def _results(recorded: Mapping[str, Detection]) -> Iterator[str]:
             cells = ["-" if k is None else f"{_percent(k.recall, k.interval)} of {k.n}" for k in found]
             yield f"| {kind} | {' | '.join(cells)} |"
         yield from _told([r for r in recorded.values() if r.zoo.name == zoo and r.metrics.by_trigger_tokens])
+    for path, result in recorded.items():
+        if by_stage := result.metrics.seconds_by_stage:
+            stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in by_stage.items())
+            yield f"\nSeconds by stage, [{result.zoo.name}, {result.title}]({path}), mean: {stages}."
 
 
 def _told(recorded: Sequence[Detection]) -> Iterator[str]:

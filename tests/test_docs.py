@@ -33,6 +33,7 @@ def detection(policy: str, *, complete: bool) -> Detection:
         ModelResult(
             model=f"{label}-{i}", label=label, kind=kind, group=kind, fingerprint="", level="clean", score=float(i),
             flagged=i == 1, recovered=text, trigger_tokens=tokens, sim=sim, seconds=3.0,
+            stages={"sweep": 2.04},
         )
         for label, kind, text, tokens, sim in (
             ("backdoored", "text-on-text", "exact", 3, 0.5), ("benign", "fine-tune", None, None, None),
@@ -89,6 +90,7 @@ def test_readme_shows_every_complete_result_and_no_other() -> None:
     assert "| text-on-text | 50.0% (1.3-98.7) of 2 | 50.0% (1.3-98.7) of 2 |" in page
     assert "| 2-5 | 100.0% (15.8-100.0) of 2, 2 exactly | 100.0% (15.8-100.0) of 2, 2 exactly |" in page
     assert "| SIM of the feature, median | 0.500 | 0.500 |" in page
+    assert "Seconds by stage, [small, amdet-2](a.json), mean: sweep 2.0." in page
 
 
 def repairs(*, complete: bool) -> RepairResult:

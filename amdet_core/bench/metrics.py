@@ -33,6 +33,7 @@ def measure(models: Sequence[ModelResult]) -> Metrics:
             for name, lengths in LENGTHS.items()
             if (those := [model for model in bad if model.trigger_tokens in lengths])
         },
+        seconds_by_stage=_by_stage([*bad, *good]),
         sim_median=_median(model.sim for model in bad if model.sim is not None),
     )
 
@@ -81,6 +82,11 @@ def _backdoored(models: Sequence[ModelResult]) -> Backdoored:
         sim=_mean(model.sim for model in models if model.sim is not None),
         seconds=fmean(model.seconds for model in models),
     )
+
+
+def _by_stage(models: Sequence[ModelResult]) -> dict[str, float]:
+    stages = dict.fromkeys(stage for model in models for stage in model.stages)
+    return {stage: fmean(model.stages[stage] for model in models if stage in model.stages) for stage in stages}
 
 
 def _texts(models: Sequence[ModelResult]) -> Texts:

@@ -99,6 +99,7 @@ class ModelResult(Row):
         description="equivalent: another text does the same; part: a token of a true trigger is named; null: not "
         "backdoored, or the trigger is no text"
     )
+    stages: dict[str, float] = Field(default={}, description="seconds by stage")
     trigger_tokens: int | None = Field(
         default=None, description="of the shortest true trigger; null: not backdoored, or the trigger is no text"
     )
@@ -179,6 +180,7 @@ class Metrics(Record):
     benign_by_group: dict[str, Benign]
     intentional: Intentional
     by_trigger_tokens: dict[str, Texts] = Field(default={}, description="length of the true trigger in tokens -> texts")
+    seconds_by_stage: dict[str, float] = Field(default={}, description="mean of the scans in which a stage ran")
     sim_median: float | None = Field(default=None, description="eq. 29, over the backdoored models where it is known")
 
 

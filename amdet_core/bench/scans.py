@@ -55,6 +55,7 @@ def _found(label: Label, job: Job, base: Path) -> dict[str, object]:
         "score": score(load_policy(job.policy), report.evidence),
         "flagged": report.verdict.level >= Level.SUSPICIOUS,
         "evidence": {f"{e.encoder}: {e.name}" if several else e.name: e.value for e in report.evidence},
+        "stages": {stage: seconds for stage, seconds in report.timings.items() if stage != "total"},
         "trigger": report.trigger and report.trigger.text,
         "recovered": recovered(label, report.trigger, job.target, base),
         "sim": candidate and candidate.indicators.get("fidelity"),

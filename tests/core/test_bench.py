@@ -87,7 +87,7 @@ def report(
         candidates=candidates,
         faults=faults,
         config={},
-        timings={},
+        timings={"sweep": 2.0, "total": 3.0},
     )
 
 
@@ -115,6 +115,7 @@ def test_what_is_kept_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept.evidence == {"gap_k1": 0.123457}
     assert kept.score == pytest.approx(score(POLICIES["amdet-2"], result.evidence), abs=1e-6)
     assert kept.trigger_tokens == 1
+    assert kept.stages == {"sweep": 2.0}
     assert kept.sim == 0.7  # of the feature with the largest gap
     assert kept.error is None
 
@@ -236,12 +237,23 @@ def test_a_longer_text_is_not_equivalent(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_metrics_follow_their_definitions() -> None:
     bad = [
-        row(level="backdoored", score=0.3, recovered="exact", sim=0.8, trigger_tokens=1),
+        row(
+            level="backdoored",
+            score=0.3,
+            recovered="exact",
+            sim=0.8,
+            trigger_tokens=1,
+            stages={"sweep": 1.0, "search": 4.0},
+        ),
         row(level="suspicious", score=-0.1, recovered="equivalent", sim=0.6, trigger_tokens=1),
         row(level="inconclusive", recovered="none", trigger_tokens=5),
         row(level="error", kind="backdoored", seconds=9.0, recovered="part"),
     ]
-    good = [row("benign", "backdoored", 0.1), *[row("benign", "clean", -0.5)] * 7, row("benign", "inconclusive")]
+    good = [
+        row("benign", "backdoored", 0.1),
+        *[row("benign", "clean", -0.5)] * 7,
+        row("benign", "inconclusive", stages={"sweep": 2.0}),
+    ]
     meant = [row("intentional", "backdoored", 0.9), row("intentional")]
     found = measure([*meant, *good, *bad])
     overall = found.overall
@@ -263,6 +275,7 @@ def test_metrics_follow_their_definitions() -> None:
     assert (kind.trigger_recovered, kind.trigger_exact, kind.trigger_named_part) == (0.5, 0.25, 0.25)
     told = {length: (t.recovered.count, t.exact.count, t.exact.n) for length, t in found.by_trigger_tokens.items()}
     assert told == {"1": (2, 1, 2), "2-5": (0, 0, 1)}
+    assert found.seconds_by_stage == {"sweep": 1.5, "search": 4.0}
     assert found.sim_median == pytest.approx(0.7)
     assert (found.benign_by_kind["benign"].n, found.benign_by_kind["benign"].false_positives) == (9, 1)
 
@@ -514,7 +527,8 @@ def test_the_number_of_processes_changes_no_result(tmp_path: Path, toy: TextEnco
     labels = tuple(label(name, "benign", fingerprint=trust.fingerprint(w)) for name, w in written.items())
     write_labels(folder, labels, toy)
     results = [run(Benchmark(zoo=folder, jobs=jobs), tmp_path / f"{jobs}.json") for jobs in (1, 2)]
-    first, second = (json.dumps([row.model_dump() | {"seconds": 0} for row in result.models]) for result in results)
+    untimed = {"seconds": 0, "stages": {}}
+    first, second = (json.dumps([row.model_dump() | untimed for row in result.models]) for result in results)
     assert first == second
     assert [row.level for row in results[0].models] == ["clean", "error", "error"]
     assert results[0].models[0].evidence == {"identical_to_trusted": 1.0}
