@@ -148,17 +148,7 @@ class TextEncoder:
         return replace(self, weights=weights)
 
     def first_layers(self, count: int) -> TextEncoder:
-        """The encoder that ends after its first layers, with the same final norm: what clip skip leaves of it.
-
-        Raises:
-            ConfigError: no layer is left.
-        """
-        if count < 1:
-            raise ConfigError(
-                f"fewer than the encoder's {self.spec.layers} layers to leave out",
-                str(self.spec.layers - count),
-                "Leave one layer at least.",
-            )
+        """The encoder that ends after its first layers, with the same final norm: what clip skip leaves of it."""
         return self._part(layers=count)
 
     def first_tokens(self, count: int) -> TextEncoder:

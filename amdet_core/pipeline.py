@@ -16,7 +16,6 @@ from torch import Tensor
 
 from . import contrast, evidence, forensics, inversion
 from . import patterns as grammar
-from . import search as trigger_search
 from . import sweep as token_sweep
 from . import tails as carriers
 from .concepts import likenesses
@@ -36,8 +35,9 @@ from .evidence import Tried
 from .features import Feature
 from .findings import Findings, Subject, different
 from .landscape import landscape
+from .literal import SAME, Texts
 from .progress import Progress
-from .records import Candidate, Landscape, Place, Trigger
+from .records import Candidate, Landscape, Place
 from .sweep import Swept
 from .tails import Side, Tails
 from .verdict import PUBLISHED, Policy
@@ -50,23 +50,12 @@ LANDSCAPE_SEED, TAILS_SEED, SWEEP_SEED, SEARCH_SEED, PATTERNS_SEED, MOVED_SEED =
 """Added to the seed of a scan, so that no two stages share random numbers."""
 FEWEST_LONG = 8
 """Long held-out prompts without which nothing is measured on them alone."""
-SAME = 0.05
-"""Triggers whose gaps, or shares of prompts that they take over, differ by less do the same."""
 FURTHER = "further targets"
 """What progress is told while a search goes on away from what it found."""
 Run = tuple[Collapse, Found, int]
 """What vectors do to held-out prompts, the vectors, and the seed of the run that found them."""
 SEEDS_PER_SCAN, SEEDS_PER_LENGTH = 1000, 50
 """So far apart that scans of neighbouring seeds, and lengths within one, share no run."""
-
-
-@dataclass(frozen=True, eq=False)
-class Text:
-    """Tokens that may be a trigger, what they do to held-out prompts, and how they were found."""
-
-    ids: tuple[int, ...]
-    collapse: Collapse
-    found_by: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,43 +131,30 @@ class Stages:
 
     def search(self, settings: SearchConfig) -> None:
         """The literal trigger of every output to which another stage found prompts to be led."""
-        texts = [(goal, self._text(settings, goal)) for goal in self.found.targets(settings)]
-        if not texts:
+        tokenizer, texts = self.suspect.tokenizer, self._texts(settings)
+        found = [texts.towards(goal) for goal in self.found.targets(settings)]
+        if not found:
             return
-        best = max((text for _, text in texts), key=lambda text: text.collapse.gap)
-        self.found.evidence.append(evidence.gap("literal_gap", best.collapse, self.subject.name))
-        for goal, text in texts:
+        best = max((text.collapse for text in found), key=lambda collapse: collapse.gap)
+        self.found.evidence.append(evidence.gap("literal_gap", best, self.subject.name))
+        for text in found:
             if text.collapse.gap >= self.policy.literal_gap:
-                self.found.triggers.append(self._verified(text, goal.target))
+                made = (text.ids, text.collapse, text.found_by, self.subject.name, text.success)
+                self.found.triggers.append(evidence.trigger(tokenizer, *made))
 
-    def _text(self, settings: SearchConfig, goal: Collapse) -> Text:
-        """The text that leads to one output."""
-        # Vectors at the end set off triggers whose text works at the start alone.
-        places: tuple[Place, ...] = (goal.place, "start")
-        found: list[Text] = []
-        for place in dict.fromkeys(places):
-            hit = trigger_search.search(
-                *self.sides,
-                self.fit,
-                goal.target,
-                self._leads(),
-                settings,
-                seed=self.config.seed + SEARCH_SEED,
-                starts=[tried.ids for tried in self.found.tried if len(tried.ids) > 1],
-                place=place,
-                progress=self.progress,
-            )
-            found.append(self._best_text(hit.ids, goal, place))
-            if found[-1].collapse.gap >= self.policy.literal_gap:
-                break
-        return max(found, key=lambda text: text.collapse.gap)
-
-    def _verified(self, text: Text, target: Tensor) -> Trigger:
-        """A literal trigger with its success on held-out prompts."""
-        collapse = text.collapse
-        held_out = self._prompts(collapse.place, collapse.n)
-        rate = evidence.success(self.sides[0], held_out, text.ids, target, collapse.place)
-        return evidence.trigger(self.suspect.tokenizer, text.ids, collapse, text.found_by, self.subject.name, rate)
+    def _texts(self, settings: SearchConfig) -> Texts:
+        """What the stages so far have to offer to a search for a text."""
+        return Texts(
+            self.sides,
+            self.fit,
+            self._prompts,
+            self._leads(),
+            self.found.tried,
+            settings,
+            self.config.seed + SEARCH_SEED,
+            self.policy.literal_gap,
+            self.progress,
+        )
 
     def _leads(self) -> list[int]:
         """Tokens from which a trigger may be made, the most promising first."""
@@ -186,27 +162,6 @@ class Stages:
         singles = sorted((t for t in self.found.tried if len(t.ids) == 1), key=lambda t: -t.departure)
         leads = [*(lead.ids[0] for lead in singles), *self._moved(), *(token for tokens in near for token in tokens)]
         return list(dict.fromkeys(leads))
-
-    def _best_text(self, found: tuple[int, ...], goal: Collapse, place: Place) -> Text:
-        """What a search found, as tokens or as its text is read, or the best that was tried, on held-out prompts.
-
-        Of those that lead about as many of them to the goal and make them about as much alike, one that can be written
-        as text is preferred, and a short one.
-        """
-        tokenizer, held_out = self.suspect.tokenizer, self._prompts(place, goal.n)
-        options = {found: "the text at which a search from the recovered feature ends"}
-        options.setdefault(tuple(tokenizer.encode(tokenizer.text(found))), options[found])
-        tried = self.found.tried
-        for lead in (max(tried, key=key) for key in (_gap, _departure) if tried):
-            options[lead.ids] = "what takes prompts over when all tokens, and texts of those that moved, are tried"
-        measured = {ids: contrast.measure_tokens(*self.sides, held_out, ids, place) for ids in options if ids}
-        rates = {ids: evidence.success(self.sides[0], held_out, ids, goal.target, place)[0] for ids in measured}
-        able = list(measured)
-        for score in (rates, {ids: collapse.gap for ids, collapse in measured.items()}):
-            least = max(score[ids] for ids in able) - SAME
-            able = [ids for ids in able if score[ids] >= least]
-        ids = min(able, key=lambda ids: (tokenizer.encode(tokenizer.text(ids)) != list(ids), len(ids)))
-        return Text(ids, measured[ids], options[ids])
 
     def _moved(self) -> list[int]:
         """Tokens whose row of the table moved most, of those that a prompt can hold."""
@@ -355,14 +310,6 @@ class Stages:
         )
         target = carriers.outputs(self.suspect, held_out, vectors, at).mean(0)
         self.found.features.append(Feature(candidate, vectors, target))
-
-
-def _gap(tried: Tried) -> float:
-    return tried.collapse.gap
-
-
-def _departure(tried: Tried) -> float:
-    return tried.departure
 
 
 def generator(config: ScanConfig, offset: int) -> torch.Generator:

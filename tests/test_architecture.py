@@ -30,7 +30,7 @@ DATA = {
 }
 MEASURES = {
     "formats", "trust", "forensics", "landscape", "tails", "contrast", "compare", "guard", "inversion", "evidence",
-    "features", "findings", "concepts", "sweep", "patterns", "search", "calibration",
+    "features", "findings", "concepts", "sweep", "patterns", "search", "literal", "calibration",
     "figures", "anatomy", "anatomy_figures", "before_after", "before_after_figures", "gallery",
     "report", "verdict",
 }  # fmt: skip

@@ -123,7 +123,7 @@ def _changed(
         case "cast":
             return benign.cast(start, entry.to)  # type: ignore[arg-type]  # the recipe's text
         case "fewer-layers":
-            return start.first_layers(start.spec.layers - int(entry.to))
+            return _shortened(start, int(entry.to))
         case "added-tokens":
             words = pools.target("words", half, Random(entry.seed)).split()
             return benign.add_tokens(start, words, entry.seed)
@@ -136,6 +136,13 @@ def _changed(
             config = FineTuneConfig(**{**values, "seed": entry.seed + 1})
             return benign.merge(one, benign.fine_tune(start, others, config).apply(start), entry.share)
     return one
+
+
+def _shortened(encoder: TextEncoder, dropped: int) -> TextEncoder:
+    layers = encoder.spec.layers
+    if dropped >= layers:
+        raise ConfigError(f"fewer than the base's {layers} layers to drop", str(dropped), "Change the recipe.")
+    return encoder.first_layers(layers - dropped)
 
 
 def _begun(base: TextEncoder, recipe: Recipe, folder: Path) -> Labels:

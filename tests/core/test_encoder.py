@@ -383,10 +383,3 @@ def test_projecting_without_a_projection_is_an_error():
 def test_encoding_nothing_is_an_error():
     with pytest.raises(ConfigError, match="at least one prompt"):
         toy().encode([])
-
-
-def test_an_encoder_without_any_layer_is_refused():
-    layers = toy().spec.layers
-    assert toy().first_layers(1).spec.layers == 1
-    with pytest.raises(ConfigError, match=rf"fewer than the encoder's {layers} layers to leave out; found {layers}"):
-        toy().first_layers(0)

@@ -322,6 +322,13 @@ def test_a_model_of_each_kind(toy: TextEncoder, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("few_prompts")
+def test_dropping_all_layers_is_refused(toy: TextEncoder) -> None:
+    (entry,) = recipe(group("fewer-layers", to=("2",))).plan(TOKENIZER)
+    with pytest.raises(ConfigError, match="fewer than the base's 2 layers to drop; found 2"):
+        making.make(toy, entry, 0)
+
+
+@pytest.mark.usefixtures("few_prompts")
 @pytest.mark.parametrize("kind", ["cast", "added-tokens", "text-on-text"])
 def test_changes_can_stand_on_a_fine_tune(toy: TextEncoder, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(making, "BEFORE", FineTuneConfig(steps=1, batch=4))
