@@ -145,7 +145,7 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether a device has units for products of bfloat16; without them they take longer than those of float32."""
     if device.type == "cuda":
         return bool(torch.cuda.get_device_capability(device) >= (8, 0))
-    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 has it
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # old torch has none
     return device.type == "cpu" and bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 

@@ -32,9 +32,14 @@ def is_text(label: Label) -> bool:
     return bool(label.mode and label.triggers)
 
 
+def _planted(label: Label) -> bool:
+    """Whether a text is planted as the trigger of a backdoor."""
+    return label.label == "backdoored" and is_text(label)
+
+
 def tokens(label: Label) -> int | None:
     """How many the shortest trigger has; None where :func:`recovered` is."""
-    if label.label != "backdoored" or not is_text(label):
+    if not _planted(label):
         return None
     return min(len(clip_tokenizer().encode(trigger)) for trigger in label.triggers)
 
@@ -51,7 +56,7 @@ def recovered(label: Label, reported: Trigger | None, model: Path, base: Path) -
         ``exact``: the text of one of the triggers; ``equivalent``: see :func:`equivalent`; ``part``: one of its
         tokens at least; None where the model is not backdoored or its trigger is no text.
     """
-    if label.label != "backdoored" or not is_text(label):
+    if not _planted(label):
         return None
     if reported is None:
         return "none"
