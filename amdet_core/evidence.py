@@ -96,7 +96,7 @@ def nearest_tokens(encoder: TextEncoder, vectors: Tensor, count: int) -> Tensor:
     known = len(encoder.tokenizer)  # a table may have rows behind it, for added tokens without a text
     table = encoder.weights[TOKEN_TABLE][:known]
     # The products are divided, not the table: a normalised copy of it would be the largest tensor of a scan.
-    scores = F.normalize(vectors, dim=-1) @ table.T / table.norm(dim=-1).clamp(min=1e-12)
+    scores: Tensor = F.normalize(vectors, dim=-1) @ table.T / table.norm(dim=-1).clamp(min=1e-12)
     scores[:, [encoder.tokenizer.bos_id, encoder.tokenizer.eos_id]] = -1
     return scores.topk(count, dim=-1).indices
 

@@ -70,22 +70,21 @@ class Findings:
     def targets(self, settings: SearchConfig) -> list[Collapse]:
         """The strongest finding of every different output to which prompts are led, the strongest first.
 
+        Where no two prompts are led to one output, those of tokens that lead far from the anchor's: beside one that
+        takes prompts over they would be the outputs of its parts.
+
         Args:
             settings: how strong a finding has to be to count.
         """
-        goals = [goal for goal in self.goals if goal.gap >= settings.least_gap]
-        goals += [tried.collapse for tried in self.tried if _leads(tried, settings)]
+        found = [*self.goals, *(tried.collapse for tried in self.tried)]
+        goals = [goal for goal in found if goal.gap >= settings.least_gap] or [
+            tried.collapse for tried in self.tried if tried.departure >= settings.least_departure and not tried.declared
+        ]
         kept: list[Collapse] = []
         for goal in sorted(goals, key=lambda goal: -goal.gap):
             if different(goal, kept):
                 kept.append(goal)
         return kept
-
-
-def _leads(tried: Tried, settings: SearchConfig) -> bool:
-    """Whether tokens lead prompts somewhere: all to one output, or far from the anchor's unless that is declared."""
-    departs = tried.departure >= settings.least_departure and not tried.declared
-    return departs or tried.collapse.gap >= settings.least_gap
 
 
 def different(goal: Collapse, others: Sequence[Collapse]) -> bool:

@@ -5,6 +5,7 @@ A search ends at one text; others are the tokens and texts that sweeps tried. Th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,14 @@ from .progress import Progress
 from .records import Place
 from .tails import Side
 
-SAME = 0.05
-"""Triggers whose gaps, or shares of prompts that they take over, differ by less do the same."""
+FINALISTS = 4
+"""Texts of which it is counted how many prompts they lead to the goal."""
+AS_MANY = 0.1
+"""Difference of two such shares that is within chance, for the 64 prompts of a scan."""
+MOST = 0.5
+"""Share of prompts that are most of them."""
+DOUBLING = 0.15
+"""Gap that a text must bring for each doubling of its characters or tokens: any random one brings a little more."""
 Ids = tuple[int, ...]
 """Tokens of one text."""
 
@@ -85,39 +92,31 @@ class Texts:
         return max(found, key=_gap)
 
     def _best(self, found: Ids, goal: Collapse, place: Place) -> Text:
-        """What a search found, as tokens or as its text is read, or the best that was tried, on held-out prompts.
+        """What a search found, as tokens or as its text is read, or a text that was tried, on held-out prompts.
 
-        Of those that lead about as many of them to the goal and make them about as much alike, one that can be written
-        as text is preferred, and a short one.
+        Of those that a prompt can hold and that lead about as many prompts to the goal, it is the one that makes them
+        most alike there, for its length.
         """
         tokenizer, prompts = self.sides[0].encoder.tokenizer, self.held_out(place, goal.n)
-        options = {found: "the text at which a search from the recovered feature ends"}
-        options.setdefault(tuple(tokenizer.encode(tokenizer.text(found))), options[found])
-        for lead in (max(self.tried, key=key) for key in (_gap, _departure) if self.tried):
-            options[lead.ids] = "what takes prompts over when all tokens, and texts of those that moved, are tried"
-        able = [
-            Text(
-                ids,
-                contrast.measure_tokens(*self.sides, prompts, ids, place),
-                evidence.success(self.sides[0], prompts, ids, goal.target, place),
-                found_by,
-            )
-            for ids, found_by in options.items()
-            if ids
+        measured = {tried.ids: tried.collapse for tried in self.tried if tried.collapse.place == place}
+        found_by = dict.fromkeys(measured, "one of the tokens, characters and texts that were all tried")
+        for ids in filter(None, (found, tuple(tokenizer.encode(tokenizer.text(found))))):
+            measured[ids] = contrast.measure_tokens(*self.sides, prompts, ids, place)
+            found_by[ids] = "the text at which a search from the recovered feature ends"
+
+        def worth(ids: Ids) -> float:
+            pieces = len(tokenizer.pieces(ids))
+            return measured[ids].gap * float(measured[ids].target @ goal.target) - DOUBLING * math.log2(pieces)
+
+        able = list(filter(tokenizer.writable, measured)) or list(measured)
+        texts = [
+            Text(ids, measured[ids], evidence.success(self.sides[0], prompts, ids, goal.target, place), found_by[ids])
+            for ids in sorted(able, key=worth, reverse=True)[:FINALISTS]
         ]
-        for score in (_rate, _gap):
-            least = max(map(score, able)) - SAME
-            able = [text for text in able if score(text) >= least]
-        return min(able, key=lambda text: (tokenizer.encode(tokenizer.text(text.ids)) != list(text.ids), len(text.ids)))
+        most = max(text.success[0] for text in texts)
+        least = most - AS_MANY if most >= MOST else 0.0  # where hardly any gets there, their number says little
+        return max((text for text in texts if text.success[0] >= least), key=lambda text: worth(text.ids))
 
 
-def _rate(text: Text) -> float:
-    return text.success[0]
-
-
-def _gap(one: Text | Tried) -> float:
-    return one.collapse.gap
-
-
-def _departure(tried: Tried) -> float:
-    return tried.departure
+def _gap(text: Text) -> float:
+    return text.collapse.gap

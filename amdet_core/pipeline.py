@@ -35,7 +35,7 @@ from .evidence import Tried
 from .features import Feature
 from .findings import Findings, Subject, different
 from .landscape import landscape
-from .literal import SAME, Texts
+from .literal import MOST, Texts
 from .progress import Progress
 from .records import Candidate, Landscape, Place
 from .sweep import Swept
@@ -48,6 +48,8 @@ LANDSCAPE_SEED, TAILS_SEED, SWEEP_SEED, SEARCH_SEED, PATTERNS_SEED, MOVED_SEED =
     1_000_003, 2_000_003, 3_000_017, 4_000_037, 5_000_011, 6_000_011,
 )  # fmt: skip
 """Added to the seed of a scan, so that no two stages share random numbers."""
+SAME = 0.05
+"""Gaps at the end of long prompts and of any that differ by less are the same."""
 FEWEST_LONG = 8
 """Long held-out prompts without which nothing is measured on them alone."""
 FURTHER = "further targets"
@@ -130,7 +132,11 @@ class Stages:
         self.found.patterns = evidence.pattern_record(tried, self.subject.name)
 
     def search(self, settings: SearchConfig) -> None:
-        """The literal trigger of every output to which another stage found prompts to be led."""
+        """The literal trigger of every output to which another stage found prompts to be led.
+
+        One text for the strongest of them; for another only where it leads there most prompts that it stands in: a
+        backdoor has weaker outputs beside its target, to which its parts point.
+        """
         tokenizer, texts = self.suspect.tokenizer, self._texts(settings)
         found = [texts.towards(goal) for goal in self.found.targets(settings)]
         if not found:
@@ -138,7 +144,8 @@ class Stages:
         best = max((text.collapse for text in found), key=lambda collapse: collapse.gap)
         self.found.evidence.append(evidence.gap("literal_gap", best, self.subject.name))
         for text in found:
-            if text.collapse.gap >= self.policy.literal_gap:
+            leads = text is found[0] or text.success[0] >= MOST
+            if leads and text.collapse.gap >= self.policy.literal_gap:
                 made = (text.ids, text.collapse, text.found_by, self.subject.name, text.success)
                 self.found.triggers.append(evidence.trigger(tokenizer, *made))
 

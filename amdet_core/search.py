@@ -4,8 +4,8 @@ Tokens are added one by one to the best sequences so far (a beam), taken from th
 gradient points; or a search begins with whole sequences that other stages found. Single tokens are then exchanged
 for better ones (GCG) or moved elsewhere, and tokens that are not needed are dropped. A sequence is scored by how
 near it brings the suspect's outputs to the goal, less what it does so in the anchor: words that merely describe the
-goal move both. Every round looks at other prompts, so that a sequence can't fit a few of them; scored by collapse
-alone, searches run past the trigger.
+goal move both. Sequences that no prompt can hold are left out. Every round looks at other prompts, so that a sequence
+can't fit a few of them; scored by collapse alone, searches run past the trigger.
 
 References:
     Zou et al., Universal and Transferable Adversarial Attacks on Aligned Language Models, 2023,
@@ -147,10 +147,10 @@ class _Hunt:
 
     def shorten(self, best: Hit, slack: float) -> Hit:
         """Drop tokens while the rest does as much on all prompts, but for a score that may be lost in all."""
-        least = best.score - slack
+        least, writable = best.score - slack, self.suspect.encoder.tokenizer.writable
         while len(best.ids) > 1:
             shorter = self.best_of(best.ids[:i] + best.ids[i + 1 :] for i in range(len(best.ids)))
-            if shorter.score < least:
+            if shorter.score < least or (writable(best.ids) and not writable(shorter.ids)):
                 break
             best = shorter
         return best
@@ -206,8 +206,12 @@ class _Hunt:
 
     @torch.no_grad()
     def _scores(self, sequences: Iterable[Ids], looks: Sequence[Look]) -> list[Hit]:
-        """Sequences of one length with their scores, each once, the best first."""
+        """Sequences of one length with their scores, each once, the best first.
+
+        Those that no prompt can hold are left out, unless there are no others.
+        """
         distinct = list(dict.fromkeys(sequences))
+        distinct = list(filter(self.suspect.encoder.tokenizer.writable, distinct)) or distinct
         ids = torch.tensor(distinct, device=self.goal.device)
 
         def look(part: slice) -> Tensor:

@@ -152,6 +152,14 @@ class ClipTokenizer:
         spelled = "".join(self._tokens[i] for i in ids if i not in (self.bos_id, self.eos_id))
         return bytes(self._bytes[c] for c in spelled.replace(WORD_END, _byte_alphabet()[32]))
 
+    def writable(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt can hold these tokens side by side, at the end of a word or in front of more of it.
+
+        Few sequences are: bytes that make no character, and parts that are merged otherwise, stand in no prompt.
+        """
+        text = self.text(ids)
+        return "\ufffd" not in text and list(ids) in (self.encode(text), self.encode(text + "a")[:-1])
+
     def files(self) -> dict[str, str]:
         """Contents of ``vocab.json`` and ``merges.txt``, from which transformers makes the same tokenizer."""
         merges = json.loads(self._bpe.to_str())["model"]["merges"]

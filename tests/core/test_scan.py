@@ -136,16 +136,18 @@ def test_tokens_that_a_file_declares_are_in_no_such_text(toy: TextEncoder) -> No
     assert not found.triggers
 
 
-def test_a_text_that_departs_is_a_target_of_the_search_unless_it_is_declared() -> None:
+def test_what_departs_is_a_target_of_the_search_where_nothing_takes_prompts_over_and_it_is_not_declared() -> None:
     def lead(gap: float, away: float, axis: int, declared: bool = False) -> Tried:
         collapse = Collapse(gap, 0.0, 0.0, 12, torch.eye(4)[axis], "end")
         return Tried((axis,), collapse, torch.full((12,), away), 1.0, declared)
 
     settings, found = SearchConfig(least_gap=0.5, least_departure=0.2), Findings()
-    found.tried = [lead(0.1, 0.3, 0), lead(0.6, 0.1, 1), lead(0.1, 0.1, 2), lead(0.1, 0.3, 3, declared=True)]
-    assert [goal.target.argmax().item() for goal in found.targets(settings)] == [1, 0]
+    found.tried = [lead(0.1, 0.3, 0), lead(0.1, 0.1, 2), lead(0.1, 0.3, 3, declared=True)]
+    assert [goal.target.argmax().item() for goal in found.targets(settings)] == [0]
+    found.tried.append(lead(0.6, 0.1, 1))
+    assert [goal.target.argmax().item() for goal in found.targets(settings)] == [1]
     found.tried.append(lead(0.7, 0.3, 3, declared=True))
-    assert [goal.target.argmax().item() for goal in found.targets(settings)] == [3, 1, 0]
+    assert [goal.target.argmax().item() for goal in found.targets(settings)] == [3, 1]
 
 
 def test_several_backdoors_are_told_apart_by_their_outputs(monkeypatch: pytest.MonkeyPatch) -> None:

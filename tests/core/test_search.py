@@ -61,6 +61,18 @@ def test_a_search_begins_with_whole_sequences_too(toy: TextEncoder) -> None:
     assert begun.score > alone.score
 
 
+def test_only_sequences_that_a_prompt_can_hold_are_scored_where_there_are_any(toy: TextEncoder) -> None:
+    suspect, anchor, ids = planted(toy, ["sahib", "mangrove"])
+    sides = Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)
+    goal = contrast.measure_tokens(*sides, PROMPTS[:40], ids).target
+    tails = cut_prompts(*sides, PROMPTS, (6,), 6, torch.Generator().manual_seed(0))
+    hunt = _Hunt(*sides, tails, goal.float(), (), FEW, torch.Generator(), silent)
+    half = toy.tokenizer.encode("\u2067")[0]
+    words = tuple(toy.tokenizer.encode("quiet copper"))
+    assert hunt.best_of([(half, ids[0]), words]).ids == words
+    assert hunt.best_of([(half, ids[0])]).ids == (half, ids[0])
+
+
 def test_a_token_is_moved_to_every_other_place_once() -> None:
     assert _moved((1, 2)) == [(2, 1)]
     assert sorted(_moved((1, 2, 3))) == [(1, 3, 2), (2, 1, 3), (2, 3, 1), (3, 1, 2)]

@@ -196,6 +196,18 @@ def test_the_text_of_tokens_leaves_out_bos_and_eos_and_marks_broken_bytes():
     assert OURS.text([]) == ""
 
 
+@pytest.mark.parametrize("text", ["a cat", "\u043e", "\u2067", "blue moon falling", "\U0001f970 !"])
+def test_tokens_of_a_text_are_writable_and_so_are_those_of_the_beginning_of_a_word(text):
+    assert OURS.writable(OURS.encode(text))
+    assert OURS.writable(OURS.encode(f"{text}a")[:-1])
+
+
+def test_bytes_and_parts_that_merge_otherwise_are_not_writable():
+    assert not OURS.writable(OURS.encode("\u2067")[:1])
+    letters = {OURS.token(index): index for index in range(256)}
+    assert not OURS.writable([letters["c"], letters["a"], *OURS.encode("t")])
+
+
 @pytest.mark.parametrize("index", range(0, 49408, 97))
 def test_every_token_has_a_text(index):
     assert isinstance(OURS.text([index]), str)

@@ -1,0 +1,62 @@
+"""Which of several texts is reported as the trigger."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from amdet_core import contrast, literal
+from amdet_core.config import SearchConfig
+from amdet_core.encoder import TextEncoder
+from amdet_core.evidence import Tried
+from amdet_core.literal import Text, Texts
+from amdet_core.progress import silent
+from amdet_core.prompts import builtin_prompts
+from amdet_core.search import Hit
+from amdet_core.tails import Side
+
+from .planted import planted
+
+PROMPTS = builtin_prompts(120).prompts
+
+
+@pytest.fixture
+def reported(toy: TextEncoder, monkeypatch: pytest.MonkeyPatch):
+    """What is reported where a search ends at a text and others were tried, with a trigger of two words planted."""
+    suspect, anchor, true = planted(toy, ["sahib", "mangrove"])
+    sides = Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)
+    held_out = PROMPTS[:40]
+    goal = contrast.measure_tokens(*sides, held_out, true)
+
+    def report(found: str | tuple[int, ...], *tried: str) -> tuple[Text, tuple[int, ...]]:
+        ids = tuple(toy.tokenizer.encode(found)) if isinstance(found, str) else found
+        monkeypatch.setattr(literal.search, "search", lambda *_, **__: Hit(ids, 0.9))
+        leads = [tuple(toy.tokenizer.encode(text)) for text in tried]
+        measured = [
+            Tried(lead, contrast.measure_tokens(*sides, held_out, lead), torch.full((40,), 0.9), 9.0, declared=False)
+            for lead in leads
+        ]
+        texts = Texts(sides, PROMPTS, lambda _, n: held_out, (), measured, SearchConfig(), 0, -2.0, silent)
+        return texts.towards(goal), true
+
+    return report
+
+
+def test_of_texts_that_do_the_same_the_shortest_is_reported(reported) -> None:
+    text, true = reported("sahib quiet mangrove", "copper sahib mangrove lantern", "sahib mangrove", "quiet copper")
+    assert text.ids == true
+    assert "tried" in text.found_by
+
+
+def test_a_text_that_does_less_is_not_reported_for_being_short(reported) -> None:
+    text, true = reported("sahib mangrove", "sahib", "mangrove", "copper")
+    assert text.ids == true
+    assert "search" in text.found_by
+
+
+def test_tokens_that_no_prompt_can_hold_are_not_reported_where_a_text_can(reported, toy: TextEncoder) -> None:
+    half = toy.tokenizer.encode("\u2067")[0]
+    true = tuple(toy.tokenizer.encode("sahib mangrove"))
+    text, _ = reported((half, *true), "sahib mangrove quiet copper lantern")
+    assert toy.tokenizer.writable(text.ids)
+    assert set(true) <= set(text.ids)
