@@ -47,6 +47,8 @@ ALWAYS_UNCHECKED = (
 """Said where the report itself names nothing."""
 SURE = 0.75
 """Similarity from which an output is called what it looks like."""
+OVERRIDES = 0.5
+"""Gap of a feature from which prompts are said to be overridden, not pulled."""
 PLACES = {"start": "at the start of", "end": "at the end of", "long": "at the end of long"}
 """Where a trigger stood."""
 ALONE_WORDS = (
@@ -311,7 +313,8 @@ def _effect(report: ScanReport) -> Iterator[str]:
     if report.verdict.level < Level.SUSPICIOUS:
         yield f"The strongest feature that was recovered is not what the policy calls a finding{strength}."
         return
-    act = "overrides what prompts say" if report.verdict.level == Level.BACKDOORED else "pulls prompts to one output"
+    overrides = report.verdict.level == Level.BACKDOORED and (gap is None or gap >= OVERRIDES)
+    act = "overrides what prompts say" if overrides else "pulls prompts towards one output"
     yield f"A feature of {_count(best.vectors, 'vector')} was recovered from {best.encoder} that {act}{strength}."
     yield from _looks(best)
     if best.feature_file is not None:

@@ -332,6 +332,19 @@ def test_finding_names_the_embedding_that_shows_its_effect() -> None:
     assert "embedding:amdet" not in Page(render_html(clean())).text
 
 
+@pytest.mark.parametrize(
+    ("strength", "level", "words"),
+    [
+        (0.9, Level.BACKDOORED, "overrides what prompts say (gap to the anchor 0.90)"),
+        (0.2, Level.BACKDOORED, "pulls prompts towards one output (gap to the anchor 0.20)"),
+        (0.9, Level.SUSPICIOUS, "pulls prompts towards one output (gap to the anchor 0.90)"),
+    ],
+)
+def test_a_feature_is_said_to_do_as_much_as_was_measured(strength: float, level: Level, words: str) -> None:
+    made = report(level, "It is.", evidence=(gap(strength),), candidates=(candidate(strength),))
+    assert words in " ".join(render_text(made).split())
+
+
 def test_error_rate_is_quoted_for_the_policy_that_decided_only() -> None:
     made = backdoored()
     assert "not known yet" in render_html(made).split("<details")[0]
