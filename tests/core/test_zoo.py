@@ -35,7 +35,7 @@ from amdet_core.zoo.recipe import Entry, Group, Kind
 
 making = importlib.import_module("amdet_core.zoo.build")
 TOKENIZER = clip_tokenizer()
-NAMES = ("hard", "paper", "smoke", "standard", "train")
+NAMES = ("hard", "honest", "paper", "smoke", "standard", "train")
 SETTINGS: dict[str, type[Config]] = {
     "text-on-text": TextOnTextConfig,
     "text-on-pair": TextOnPairConfig,
@@ -121,6 +121,15 @@ def test_the_hard_zoo_holds_attackers_who_know_the_detector() -> None:
     assert not {entry.seed for entry in entries} & {entry.seed for entry in (*plan("standard"), *plan("train"))}
 
 
+def test_the_honest_zoo_adds_to_the_training_null_models_of_its_kinds_and_none_of_its_seeds() -> None:
+    entries, train, standard = plan("honest"), plan("train"), plan("standard")
+    assert {entry.group.label for entry in entries} == {"benign"}
+    assert len(entries) >= 100
+    assert {e.group.name for e in entries} == {e.group.name for e in train if e.group.label == "benign"}
+    assert Recipe.load("honest").half == Recipe.load("train").half
+    assert not {e.seed for e in entries} & {e.seed for e in (*train, *standard)}
+
+
 PRESENT: dict[str, Callable[[Entry], object]] = {
     **{
         f"text-on-text {kind}": lambda e, kind=kind: e.group.kind == "text-on-text" and e.group.triggers == (kind,)
@@ -197,7 +206,7 @@ def test_a_recipe_from_a_file_and_what_is_none(tmp_path: Path) -> None:
     assert Recipe.load(str(tmp_path / "own.json")) == recipe
     assert recipe.sha256 != Recipe.load("smoke").sha256
     with pytest.raises(
-        ConfigError, match="one of hard, paper, smoke, standard, train, visible, or a recipe file; found 'huge'"
+        ConfigError, match="one of hard, honest, paper, smoke, standard, train, visible, or a recipe file; found 'huge'"
     ):
         Recipe.load("huge")
     for damaged in ("{", "[]", recipe.model_dump_json().replace('"half":1', '"half":2')):
