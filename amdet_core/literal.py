@@ -101,7 +101,8 @@ class Texts:
         measured = {tried.ids: tried.collapse for tried in self.tried if tried.collapse.place == place}
         found_by = dict.fromkeys(measured, "one of the tokens, characters and texts that were all tried")
         for ids in filter(None, (found, tuple(tokenizer.encode(tokenizer.text(found))))):
-            measured[ids] = contrast.measure_tokens(*self.sides, prompts, ids, place)
+            if ids not in measured:
+                measured[ids] = contrast.measure_tokens(*self.sides, prompts, ids, place)
             found_by[ids] = "the text at which a search from the recovered feature ends"
 
         def worth(ids: Ids) -> float:

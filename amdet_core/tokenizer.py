@@ -157,8 +157,8 @@ class ClipTokenizer:
 
         Few sequences are: bytes that make no character, and parts that are merged otherwise, stand in no prompt.
         """
-        text = self.text(ids)
-        return "\ufffd" not in text and list(ids) in (self.encode(text), self.encode(text + "a")[:-1])
+        text, ids = self.text(ids), list(ids)
+        return "\ufffd" not in text and (ids == self.encode(text) or ids == self.encode(text + "a")[:-1])
 
     def files(self) -> dict[str, str]:
         """Contents of ``vocab.json`` and ``merges.txt``, from which transformers makes the same tokenizer."""

@@ -108,7 +108,7 @@ class SearchConfig(Config):
     """From leads to the literal trigger: a beam of token sequences, exchanges by gradient, and dropping."""
 
     least_gap: float = Field(default=0.5, description="gap of another stage's finding from which a trigger is searched")
-    least_departure: float = Field(default=0.2, description="or departure of a token or text that a stage tried")
+    least_departure: float = Field(default=0.2, description="without one, departure of what a stage tried")
     leads: int = Field(default=32, ge=1, description="tokens from other stages that are tried in every place")
     beam: int = Field(default=4, ge=1, description="sequences that are made longer side by side")
     pointed: int = Field(default=16, ge=1, description="tokens tried in a place because the gradient points to them")
