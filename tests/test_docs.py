@@ -49,6 +49,7 @@ def detection(policy: str, *, complete: bool) -> Detection:
         preset="standard",
         seeds=Seeds(zoo=0, scan=42),
         settings_sha256="",
+        policy_sha256="",
         complete=complete,
         metrics=measure(models),
         models=models,
@@ -109,7 +110,7 @@ def repairs(*, complete: bool) -> RepairResult:
         ),
     )  # fmt: skip
     return RepairResult(
-        **detection("amdet-2", complete=complete).model_dump(exclude={"anchor", "metrics", "models"}),
+        **detection("amdet-2", complete=complete).model_dump(exclude={"anchor", "policy_sha256", "metrics", "models"}),
         metrics=add_up(models),
         models=models,
     )

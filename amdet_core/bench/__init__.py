@@ -1,7 +1,7 @@
 """Benchmarks: what is claimed about the detector, measured on models whose labels are known."""
 
 from .calibration import calibrate, calibrate_policy
-from .detection import Benchmark, run
+from .detection import Benchmark, judge_again, policy_sha256, run
 from .flips import Flips, flips, read_flips
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
 from .images import Classified, ImageBenchmark, ImageResult, Told, run_images
@@ -30,6 +30,8 @@ __all__ = [
     "calibrate",
     "calibrate_policy",
     "flips",
+    "judge_again",
+    "policy_sha256",
     "read_detection",
     "read_flips",
     "read_guarding",

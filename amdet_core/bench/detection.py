@@ -13,15 +13,17 @@ from ..errors import ConfigError
 from ..jobs import Job
 from ..progress import Progress, silent
 from ..scan import plan
-from ..verdict import DEFAULT_POLICY, load_policy
+from ..verdict import DEFAULT_POLICY, PUBLISHED, Policy, load_policy
 from ..zoo.labels import Label, Labels
 from .metrics import measure
-from .models import begun, run_models
+from .models import begun, run_models, sha256
 from .results import Against, Detection, read_detection
-from .scans import scan_model
+from .scans import judged, scan_model
 
 RELATIVES = ("fine-tune", "merge", "average")
 """Kinds of honest models that stand in for a base which nobody has any more."""
+BOUNDS = "bounds of the policy (amdet bench judge applies others)"
+"""How two results differ that measured the same."""
 
 
 class Benchmark(Config):
@@ -93,7 +95,7 @@ def run(benchmark: Benchmark, out: Path, *, command: str = "", progress: Progres
         measure,
         out=out,
         read=read_detection,
-        same={"policy": "policy", "preset": "preset", "anchor": "anchor"},
+        same={"policy": "policy", "preset": "preset", "anchor": "anchor", BOUNDS: "policy_sha256"},
         sample=benchmark.sample,
         jobs=benchmark.jobs,
         progress=progress,
@@ -103,12 +105,41 @@ def run(benchmark: Benchmark, out: Path, *, command: str = "", progress: Progres
 def _empty(benchmark: Benchmark, labels: Labels, command: str) -> Detection:
     """The result before anything was scanned."""
     policy = load_policy(benchmark.policy)
-    settings = policy.model_dump_json() + plan(policy, benchmark.preset, benchmark.seed).model_dump_json()
+    settings = _measures(policy, benchmark.preset, benchmark.seed)
     return Detection(
         command=command,
         **begun(labels, benchmark.device, benchmark.jobs, benchmark.seed, settings),
         policy=policy.name,
+        policy_sha256=policy_sha256(policy),
         anchor=benchmark.anchor,
         preset=benchmark.preset,
         metrics=measure(()),
     )
+
+
+def judge_again(result: Detection, policy: Policy) -> Detection:
+    """What a benchmark would say, had its scans been judged by another policy; nothing is measured again.
+
+    Raises:
+        ConfigError: scans under that policy measure something else.
+    """
+    if sha256(_measures(policy, result.preset, result.seeds.scan)) != result.settings_sha256:
+        raise ConfigError(
+            f"a policy under which scans measure what those of {result.policy} did",
+            policy.name,
+            "Scan the zoo with it: amdet bench detection.",
+        )
+    models = tuple(judged(row, policy) for row in result.models)
+    news = {"policy": policy.name, "policy_sha256": policy_sha256(policy), "models": models, "metrics": measure(models)}
+    return result.model_copy(update=news)
+
+
+def policy_sha256(policy: Policy) -> str:
+    """The hash by which a result names the policy that judged."""
+    return sha256(policy.model_dump_json())
+
+
+def _measures(policy: Policy, preset: str, seed: int) -> str:
+    """What decides what scans measure: of a policy no bounds, unless searches stop at them."""
+    bounds = policy.model_dump_json() if policy.method in PUBLISHED else f"{policy.literal_gap}"
+    return bounds + plan(policy, preset, seed).model_dump_json()

@@ -30,7 +30,7 @@ SAME = {
     "base encoder": "zoo.base_fingerprint",
     "recipe of the zoo": "zoo.recipe_sha256",
     "seeds": "seeds",
-    "bounds and settings": "settings_sha256",
+    "settings": "settings_sha256",
 }
 """What two runs of one benchmark agree on."""
 
@@ -105,10 +105,15 @@ def begun(labels: Labels, device: str, jobs: int, seed: int, settings: str) -> d
         "machine": machine(device, jobs),
         "zoo": zoo_info(labels),
         "seeds": Seeds(zoo=labels.seed, scan=seed),
-        "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+        "settings_sha256": sha256(settings),
         "complete": False,
         "models": (),
     }
+
+
+def sha256(settings: str) -> str:
+    """The hash by which a result names settings."""
+    return hashlib.sha256(settings.encode()).hexdigest()
 
 
 def timed(row: Model, work: Callable[[], Mapping[str, object]]) -> Model:

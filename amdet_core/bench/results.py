@@ -80,7 +80,7 @@ class Result(Record):
     machine: Machine
     zoo: ZooInfo
     seeds: Seeds
-    settings_sha256: str = Field(description="of all bounds and settings")
+    settings_sha256: str = Field(description="of all that decides what is measured")
     complete: bool = Field(description="whether all models that were asked for are done; they may be a sample")
     models: tuple[Row, ...] = Field(description="in the order of the zoo's labels")
 
@@ -192,6 +192,7 @@ class Detection(Result):
     """One policy over one zoo."""
 
     policy: str
+    policy_sha256: str = Field(description="of the policy that judged, bounds and calibration included")
     anchor: Against = "base"
     preset: Literal["quick", "standard", "thorough"]
     metrics: Metrics

@@ -7,9 +7,9 @@ from pathlib import Path
 from ..attacks import Placement
 from ..errors import EncoderError
 from ..jobs import Job, run_job
-from ..records import Level
+from ..records import Evidence, Fault, Level
 from ..report.words import strongest
-from ..verdict import load_policy, score
+from ..verdict import Policy, decide, load_policy, score
 from ..zoo.labels import Label
 from .models import timed
 from .results import ModelResult
@@ -61,3 +61,16 @@ def _found(label: Label, job: Job, base: Path) -> dict[str, object]:
         "sim": candidate and candidate.indicators.get("fidelity"),
         "error": "; ".join(f"{fault.stage}: {fault.message}" for fault in report.faults) or None,
     }
+
+
+def judged(row: ModelResult, policy: Policy) -> ModelResult:
+    """A scan that was kept, with the level and score that a policy gives to what it measured."""
+    if row.level == "error":
+        return row
+    named = [(*key.rpartition(": "), value) for key, value in row.evidence.items()]
+    evidence = [Evidence(encoder=of, name=name, value=value, direction="none", n=0) for of, _, name, value in named]
+    measured = dict.fromkeys(e.encoder for e in evidence) if row.error else ()
+    faults = [Fault(stage="scan", error="AmdetError", message=str(row.error), encoder=of) for of in measured]
+    level = decide(policy, evidence, faults).level
+    news = {"level": level.name.lower(), "score": score(policy, evidence), "flagged": level >= Level.SUSPICIOUS}
+    return row.model_copy(update=news)

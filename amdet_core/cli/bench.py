@@ -291,6 +291,23 @@ def bench_calibrate(
     sys.stdout.write(f"written: {out}\n")
 
 
+@bench_app.command("judge")
+def bench_judge(
+    results: Annotated[list[Path], typer.Argument(help="results of amdet bench detection; they are rewritten")],
+    policy: Annotated[str, typer.Option(help="how to judge: a name or a file")] = "amdet-2",
+) -> None:
+    """Judge the models of results by another policy, or by other bounds; nothing is scanned again."""
+    from ..bench import judge_again, read_detection
+    from ..storage import record_json, write_atomic
+    from ..verdict import load_policy
+
+    chosen = load_policy(policy)
+    anew = {path: judge_again(read_detection(path), chosen) for path in results}
+    for path, result in anew.items():
+        write_atomic(path, record_json(result))
+        sys.stdout.write(f"{detection_table(result)}\nwritten: {path}\n")
+
+
 def _going_on(file: Path, work: Callable[..., T]) -> T:
     """Run a benchmark; Ctrl-C keeps what is done."""
     try:

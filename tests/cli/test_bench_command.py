@@ -134,6 +134,14 @@ def test_a_policy_is_calibrated_on_results_and_judges_with_it(tmp_path: Path) ->
     own = load_policy(str(tmp_path / "own.json"))
     assert 0 < own.calibrations[0].terms[0].honest < 0.6
     assert "toys" in own.error_rate
+    (tmp_path / "result.json").write_bytes(known.read_bytes())
+    command = ["bench", "judge", "result.json", "--policy", "own.json"]
+    judged = subprocess.run(
+        [sys.executable, "-m", "amdet_core", *command], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert judged.returncode == 0, judged.stderr
+    assert "written: result.json" in judged.stdout
+    assert read_detection(tmp_path / "result.json").policy == "own"
     refused = calibrate("amdet-2025-code")
     assert refused.returncode == 2
     assert "a policy with a calibration" in refused.stderr

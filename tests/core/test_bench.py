@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from amdet_core import pocket, trust
-from amdet_core.bench import Benchmark, ModelResult, models, read_detection, run, scans
+from amdet_core.bench import Benchmark, ModelResult, judge_again, models, policy_sha256, read_detection, run, scans
 from amdet_core.bench import triggers as planted
 from amdet_core.bench.metrics import measure
 from amdet_core.bench.source import commit
@@ -477,13 +477,15 @@ def test_a_file_of_another_benchmark_is_refused_and_the_difference_named(
     run(Benchmark(zoo=zoo), out)
     before = out.read_bytes()
     own = tmp_path / "own.json"
-    stricter = POLICIES["amdet-2"].model_copy(update={"literal_gap": 0.9})
-    own.write_text(stricter.model_dump_json())
+    own.write_text(POLICIES["amdet-2"].model_copy(update={"literal_gap": 0.9}).model_dump_json())
+    bounds = tmp_path / "bounds.json"
+    bounds.write_text(POLICIES["amdet-2"].model_copy(update={"calibrations": ()}).model_dump_json())
     for benchmark, difference in (
         (Benchmark(zoo=zoo, policy="amdet-2025-code"), "policy amdet-2025-code; found policy amdet-2"),
         (Benchmark(zoo=zoo, preset="quick"), "preset quick; found preset standard"),
         (Benchmark(zoo=zoo, seed=1), "scan=1; found seeds zoo=7 scan=42"),
-        (Benchmark(zoo=zoo, policy=str(own)), "bounds and settings"),
+        (Benchmark(zoo=zoo, policy=str(own)), "amdet bench judge"),
+        (Benchmark(zoo=zoo, policy=str(bounds)), "amdet bench judge"),
     ):
         with pytest.raises(ConfigError, match=difference):
             run(benchmark, out)
@@ -492,6 +494,41 @@ def test_a_file_of_another_benchmark_is_refused_and_the_difference_named(
         with pytest.raises(ConfigError, match=f"zoo {value}; found|recipe of the zoo {value}; found"):
             run(Benchmark(zoo=zoo), out)
     assert out.read_bytes() == before
+
+
+def test_scans_are_judged_by_another_policy_and_nothing_is_measured_again(
+    zoo: Path, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(Benchmark(zoo=zoo), tmp_path / "r.json")
+    rows = (
+        row(level="clean", evidence={"gap_k1": 0.5}, model="over"),
+        row("benign", level="suspicious", evidence={"clip_l: gap_k1": 0.1, "clip_g: gap_k1": 0.2}, model="under"),
+        row("benign", level="clean", evidence={"gap_k1": 0.1}, error="contrast: nan", model="failed"),
+        row("benign", level="clean", evidence={}, model="nothing measured"),
+        row(level="error", error="gone", model="gone"),
+    )
+    result = result.model_copy(update={"models": rows, "metrics": measure(rows)})
+    policy = POLICIES["amdet-2"].model_copy(update={"calibrations": (), "name": "own"})
+    calls.clear()
+    anew = judge_again(result, policy)
+    assert [one.level for one in anew.models] == ["suspicious", "clean", "inconclusive", "inconclusive", "error"]
+    assert [one.flagged for one in anew.models] == [True, False, False, False, False]
+    assert anew.models[0].score == pytest.approx(-0.05)  # to the gravest bound, 0.55
+    assert anew.metrics == measure(anew.models)
+    assert (anew.policy, anew.policy_sha256) == ("own", policy_sha256(policy))
+    assert calls == []
+    for other in (policy.model_copy(update={"literal_gap": 0.9}), POLICIES["amdet-2025-code"]):
+        with pytest.raises(ConfigError, match="measure what those of amdet-2 did"):
+            judge_again(result, other)
+
+
+def test_judging_a_committed_result_again_changes_nothing() -> None:
+    known = Path(__file__).parents[2] / "benchmarks" / "calibration" / "detection-train-amdet-2.json"
+    result = read_detection(known)
+    again = judge_again(result, POLICIES["amdet-2"])
+    assert [one.level for one in again.models] == [one.level for one in result.models]
+    assert [one.score for one in again.models] == pytest.approx([one.score for one in result.models], abs=1e-4)
+    assert again.metrics.overall.recall == pytest.approx(result.metrics.overall.recall, abs=1e-5)
 
 
 def test_a_base_that_is_not_the_labels_one_ends_the_run_before_any_scan(

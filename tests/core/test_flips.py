@@ -25,7 +25,8 @@ def result(seed: int, verdicts: dict[str, bool | None], **changed: Any) -> Detec
     made = Detection(
         command="", commit=None, machine=Machine(torch="", threads=1, device="cpu"),
         zoo=ZooInfo(name="z", base_fingerprint="", recipe_sha256="", n_backdoored=0, n_benign=3, n_intentional=0),
-        seeds=Seeds(zoo=1, scan=seed), settings_sha256="", complete=True, policy="amdet-2", preset="quick",
+        seeds=Seeds(zoo=1, scan=seed), settings_sha256="", policy_sha256="",
+        complete=True, policy="amdet-2", preset="quick",
         metrics=measure(()), models=rows,
     )  # fmt: skip
     return made.model_copy(update=changed)
