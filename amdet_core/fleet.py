@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from . import __version__
 from .anchors import Anchors
 from .errors import AmdetError, EncoderError, NoEncoderError
-from .formats import is_model, models_below
+from .formats import files_of, is_model, models_below
 from .formats.files import reading
 from .jobs import Job, Outcome, choose_device
 from .prompts import read_prompts
-from .records import Tool
+from .records import Tool, utf8
 from .report import Overview, Row, render_overview
 from .storage import REPORT, check_writable, publish, record_json, write_atomic
 from .verdict import load_policy
@@ -36,7 +36,7 @@ class Fleet:
     """Every model below a folder, and where its report belongs.
 
     Attributes:
-        folder: is walked; folders with reports in them are left out.
+        folder: is walked; the folder of the reports is left out.
         out: folder of the overview, with the reports in folders as the models are called.
         job: how each is scanned; its target counts for nothing.
     """
@@ -58,7 +58,7 @@ class Fleet:
             EncoderError: there is none.
             StorageError: a folder can't be read.
         """
-        found = tuple(models_below(self.folder, self._holds_reports))
+        found = tuple(models_below(self.folder, lambda folder: folder.resolve() == self.out.resolve()))
         if not found:
             raise EncoderError(
                 "a folder with models in it", f"no weight file in {self.folder}", "Name the folder of your downloads."
@@ -79,7 +79,7 @@ class Fleet:
         """
         check_writable(self.out)
         settings, known = self._settings(), self._known()
-        names = [model.relative_to(self.folder).as_posix() for model in self.models]
+        names = [str(utf8(model.relative_to(self.folder).as_posix())) for model in self.models]
         rows: list[Row] = []
         for number, (model, name) in enumerate(zip(self.models, names, strict=True), start=1):
             said = f"{number}/{len(names)} {name}"
@@ -134,10 +134,6 @@ class Fleet:
         """Whether what a row speaks of is still to be had; what failed is tried again."""
         return row.outcome == "no encoder" or (row.outcome == "scanned" and (self.out / row.path / REPORT).is_file())
 
-    def _holds_reports(self, folder: Path) -> bool:
-        own = any((folder / name).is_file() for name in (REPORT, OVERVIEW))
-        return own or folder.resolve() == self.out.resolve()
-
     def _settings(self) -> str:
         """Everything beside the model's own bytes that decides a result.
 
@@ -157,9 +153,8 @@ class Fleet:
 
 
 def _contents(path: Path) -> Iterator[bytes]:
-    """Digests of a file, or of all files below a folder with their names."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    for file in files:
+    """Digests of the files that decide what a model is, with their names."""
+    for file in files_of(path):
         digest = hashlib.sha256()
         with reading(file), file.open("rb") as opened:
             while block := opened.read(BLOCK):

@@ -25,6 +25,15 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
 
+def utf8(text: object) -> object:
+    """A text that UTF-8 can hold: bytes of a file's name that are none are spelled with a backslash."""
+    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
+
+
+PathText = Annotated[str, BeforeValidator(utf8, json_schema_input_type=str)]
+"""The name of a file or folder, or a text with one in it; old archives hold names that are no UTF-8."""
+
+
 def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -116,7 +125,7 @@ class EncoderInfo(Record):
 class Target(Record):
     """The file or folder that was scanned, or what a host had loaded."""
 
-    path: str
+    path: PathText
     sha256: str = Field(
         description="of the file; for a folder, of its files' hashes in order of their names; for what a host had "
         "loaded, of its encoders' fingerprints"
@@ -129,8 +138,8 @@ class AnchorInfo(Record):
     """The trusted encoder that the suspect was compared with."""
 
     encoder: str
-    name: str
-    path: str
+    name: PathText
+    path: PathText
     fingerprint: str
     chosen: Literal["given", "trusted", "shipped"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from .errors import ConfigError, StorageError
+from .errors import AmdetError, ConfigError, StorageError
 from .records import SCHEMA_VERSION, Record, ScanReport
 
 REPORT = "report.json"
@@ -35,6 +35,9 @@ OWN = (
     "feature-*.safetensors",
 )
 """Names of a report's files; ``publish`` removes those of an earlier report that the new one lacks."""
+
+LARGEST_FEATURE = 4 * 2**20
+"""Bytes that no file with features exceeds, and every text encoder does."""
 
 STAGING = ".amdet-staging-"
 STALE_SECONDS = 3600.0
@@ -203,6 +206,17 @@ def read_report(path: Path) -> ScanReport:
             found=first_error(error),
             remedy="The file was edited or damaged; scan again.",
         ) from error
+
+
+def report_files(folder: Path) -> set[str]:
+    """Names of the files of which a report in a folder is made; none where there is no report."""
+    try:
+        read_report(folder)
+    except AmdetError:
+        return set()
+    with _as_storage_error(folder):
+        small = [file.name for file in folder.iterdir() if file.stat().st_size <= LARGEST_FEATURE]
+    return {name for name in small if any(fnmatchcase(name, pattern) for pattern in OWN)}
 
 
 def first_error(error: ValidationError) -> str:

@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, model_validator
 from . import forensics
 from .encoder import PROJECTION, TextEncoder
 from .errors import AmdetError, ConfigError, StorageError
-from .records import AnchorInfo, EncoderSpec, Record
+from .records import AnchorInfo, EncoderSpec, PathText, Record
 from .storage import write_atomic
 
 Cast = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
@@ -88,11 +88,11 @@ def cast_between(anchor: TextEncoder, suspect: TextEncoder) -> Cast | None:
 class TrustEntry(Record):
     """One trusted encoder."""
 
-    name: str = Field(min_length=1)
+    name: PathText = Field(min_length=1)
     spec: EncoderSpec
     fingerprints: dict[Cast, Sha256] = Field(description="of the values, and of their casts")
     file_sha256: Sha256 | None = Field(default=None, description="of the file it was read from")
-    path: str | None = Field(default=None, description="where it can be read again as an anchor")
+    path: PathText | None = Field(default=None, description="where it can be read again as an anchor")
     encoder: str = Field(default="text_encoder", description="clip_l, clip_g, clip_h or text_encoder")
     source: Literal["shipped", "known-hash", "user"] = Field(default="user", description="why it is trusted")
     note: str = ""

@@ -66,7 +66,11 @@ def _run() -> int:
     try:
         code = app(standalone_mode=False)
     except AmdetError as error:
-        sys.stderr.write(f"error: {error}\n")
+        from ..report.words import plain
+
+        sys.stderr.write(
+            f"error: {plain(' '.join(str(error).splitlines()))}\n"
+        )  # it may quote names that a stranger chose
         return 2
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("\ninterrupted\n")

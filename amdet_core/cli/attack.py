@@ -307,8 +307,9 @@ def _change(
     from .. import formats
     from ..prompts import builtin_prompts, read_prompts
 
-    output.check()
+    output.check(encoder)
     found = formats.only_encoder(formats.open_target(encoder))
+    output.check_encoder(found)
     texts = read_prompts(prompts) if prompts else builtin_prompts()
     with ProgressLine() as line:
         patch = interruptible(lambda progress: make(found, texts, progress), line)

@@ -60,7 +60,6 @@ class Output:
     Attributes:
         rank: of the change as a LoRA; None where it has no low one.
         delta: file for the differences alone.
-        original: what was changed; nothing is written there.
         encoder: name of the one of several encoders that is written; empty where there is one.
     """
 
@@ -70,7 +69,6 @@ class Output:
     lora_layout: LoraLayout = LoraLayout.kohya
     rank: int | None = None
     delta: Path | None = None
-    original: Path | None = None
     encoder: str = ""
 
     def of(self, encoder: str) -> Output:
@@ -78,16 +76,32 @@ class Output:
         lora, delta = (None if path is None else named(path, encoder) for path in (self.lora, self.delta))
         return replace(self, path=named(self.path, encoder), lora=lora, delta=delta, encoder=encoder)
 
-    def check(self) -> None:
-        """Fail now rather than after a long training."""
+    def at(self, path: Path) -> Output:
+        """The same with the encoder written elsewhere."""
+        return replace(self, path=path)
+
+    def check(self, original: Path) -> None:
+        """Fail now rather than after a long training; nothing is written to where the original is."""
         from ..storage import check_writable
 
         if self.lora is not None and self.rank is None:
             raise ConfigError("--weights lora with --lora", "another choice of weights", "Add --weights lora.")
-        for path in self._paths():
-            if self.original is not None and path.absolute() == self.original.absolute():
-                raise ConfigError(f"another place than the original's ({path})", "the same", "It stays as it is.")
+        whole = [self.path / name for name in ("model.safetensors", "config.json")]
+        for path in (*(whole if self.form is Layout.hf else [self.path]), *self._beside()):
+            if _touches(path, original):
+                raise ConfigError(f"another place than the original's ({original})", str(path), "It stays as it is.")
             check_writable(path.parent)
+
+    @property
+    def form(self) -> Layout:
+        """The layout that is asked for, or that of a file or folder of this name."""
+        return self.layout or (Layout.comfyui if self.path.suffix == ".safetensors" else Layout.hf)
+
+    def check_encoder(self, found: TextEncoder) -> None:
+        """Fail now rather than after a long training: the layout must be able to say what the encoder computes."""
+        from ..formats import check_expressible
+
+        check_expressible(found, self.form.value)
 
     def write(self, found: TextEncoder, patch: Patch) -> None:
         """Write everything and name it."""
@@ -100,13 +114,20 @@ class Output:
             )
         if self.delta is not None:
             patch.save(self.delta)
-        layout = self.layout or (Layout.comfyui if self.path.suffix == ".safetensors" else Layout.hf)
-        formats.write_encoder(patch.apply(found), self.path, layout.value, metadata=dict(patch.provenance))
-        for path in self._paths():
+        formats.write_encoder(patch.apply(found), self.path, self.form.value, metadata=dict(patch.provenance))
+        for path in (self.path, *self._beside()):
             sys.stdout.write(f"written: {path}\n")
 
-    def _paths(self) -> list[Path]:
-        return [path for path in (self.path, self.lora, self.delta) if path is not None]
+    def _beside(self) -> list[Path]:
+        return [path for path in (self.lora, self.delta) if path is not None]
+
+
+def _touches(place: Path, original: Path) -> bool:
+    """Whether writing a file changes the original, or what its folder is read from."""
+    written, there = place.resolve(), original.resolve()
+    if written == there or written.parent == there or (place.exists() and there in written.parents):
+        return True
+    return place.exists() and original.exists() and place.samefile(original)
 
 
 def named(path: Path, encoder: str) -> Path:

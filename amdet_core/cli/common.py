@@ -54,6 +54,12 @@ def trust_store() -> Path:
     return Path(typer.get_app_dir("amdet")) / "trust.json"
 
 
+def report_folder(path: Path) -> Path:
+    """Where the report of a target belongs, unless another place is named."""
+    whole = path.resolve() if path.name in ("", "..") else path  # a link keeps its name
+    return Path("amdet-report") / (whole.name or whole.drive.rstrip(":") or "root")
+
+
 def show_report(report: ScanReport, form: Format) -> None:
     """The report alone on stdout."""
     from ..report import render_text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, EncoderError
 from ..terminal import ProgressLine, interruptible
 from .changes import (
     EncoderPath,
@@ -24,10 +24,11 @@ from .changes import (
     named,
     setting_values,
 )
-from .common import Device, Preset, placement, trust_store
+from .common import Device, Preset, placement, report_folder, trust_store
 from .render import paint_to
 
 if TYPE_CHECKING:
+    from ..encoder import TextEncoder
     from ..progress import Progress
     from ..repair import Clinic, Healed, Probe, Repair
 
@@ -90,10 +91,10 @@ def repair(
     if "seed" not in CONFIGS[kind.value].model_fields:
         del values["seed"]
     config = CONFIGS[kind.value](**values)
-    output = Output(out, layout, lora, lora_layout, lora_rank, delta, suspect)
-    output.check()
+    output = Output(out, layout, lora, lora_layout, lora_rank, delta)
+    output.check(suspect)
     clinic = _clinic(suspect, anchor, prompts, policy, preset, device, seed)
-    only_encoder(clinic.opened)
+    output.check_encoder(only_encoder(clinic.opened))
     known: tuple[Probe, ...] = ()
     if known_trigger is not None:
         known = (Probe.of_text(f"{known_trigger!r}", placement(known_trigger, trigger_mode, seed)),)
@@ -159,15 +160,19 @@ def heal(
     from ..repair import heal_each, render_heal
     from ..storage import PICTURES, check_writable, publish, record_json, write_atomic
 
-    folder = report or Path("amdet-report") / path.absolute().name
+    folder = report or report_folder(path)
     check_writable(folder)
-    output = Output(out or folder / "healed.safetensors", layout, lora, lora_layout, lora_rank, delta, path)
-    output.check()
+    output = Output(out or folder / "healed.safetensors", layout, lora, lora_layout, lora_rank, delta)
+    output.check(path)
     clinic = _clinic(path, anchor, prompts, policy, preset, device, seed)
     several = len(clinic.opened.encoders) > 1
     outputs = {found.name: output.of(found.name) if several else output for found in clinic.opened.encoders}
-    for one in outputs.values():
-        one.check()
+    for found in clinic.opened.encoders:
+        if layout is None and (several or out is None) and not _by_sizes(found.encoder):
+            file = outputs[found.name]  # a folder, whose config says what its sizes do not
+            outputs[found.name] = file.at(file.path.with_suffix(""))
+        outputs[found.name].check(path)
+        outputs[found.name].check_encoder(found.encoder)
 
     def work(progress: Progress) -> Healed:
         return heal_each(clinic.telling(progress), replaced=replace)
@@ -192,6 +197,17 @@ def heal(
         sys.stdout.write(f"pictures: {folder / 'before' / PICTURES}\n")
     sys.stderr.write(f"report: {folder / 'heal.md'}\n")
     raise typer.Exit(0 if done.found_nothing or done.healed else 2)
+
+
+def _by_sizes(encoder: TextEncoder) -> bool:
+    """Whether a file without a config says what an encoder computes."""
+    from ..formats import check_expressible
+
+    try:
+        check_expressible(encoder, "comfyui")
+    except EncoderError:
+        return False
+    return True
 
 
 def _clinic(

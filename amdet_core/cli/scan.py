@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..records import Level, ScanReport
 from ..storage import PICTURES
 from ..terminal import ProgressLine, interruptible
-from .common import EXIT, Device, Format, Preset, placement, scan_to, show_report, trust_store
+from .common import EXIT, Device, Format, Preset, placement, report_folder, scan_to, show_report, trust_store
 from .render import POCKET, paint_to
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def scan(
     from ..fleet import PAGE, Fleet
     from ..storage import record_json
 
-    folder = out or Path("amdet-report") / path.absolute().name
+    folder = out or report_folder(path)
     settings = {"anchor": anchor, "prompts": prompts, "preset": preset.value, "policy": policy, "seed": seed}
     place = None if known_trigger is None else placement(known_trigger, trigger_mode, seed)
     if Fleet.fits(path):
@@ -69,12 +69,13 @@ def _scan_each(
     """Scan every model in a folder, publish a report for each, and tell of each as soon as it is known."""
     from ..fleet import Fleet
     from ..jobs import Job, run_job
+    from ..report.words import plain
 
     fleet = Fleet(folder, out, Job(target=folder, trust_store=trust_store(), **settings))
     rows: list[Row] = []
 
     def scanned(job: Job, said: str) -> Outcome:
-        sys.stderr.write(f"[{said}]\n")
+        sys.stderr.write(f"[{plain(said)}]\n")
         left = f"{len(rows)} of {len(fleet.models)} are done; the same command goes on"
         with ProgressLine() as line:
             return interruptible(

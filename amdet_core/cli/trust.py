@@ -20,26 +20,28 @@ def trust_add(
 ) -> None:
     """Trust the encoders of a file: recognise them anywhere, and compare others with them."""
     from ..anchors import vouch
+    from ..report.words import plain
 
     for entry in vouch(path, name, trust_store()):
-        sys.stdout.write(f"trusted: {entry.name} ({entry.spec.summary}) {entry.fingerprint[:12]}\n")
+        sys.stdout.write(f"trusted: {plain(entry.name)} ({entry.spec.summary}) {entry.fingerprint[:12]}\n")
 
 
 @trust_app.command("list")
 def trust_list() -> None:
     """List the encoders that are trusted."""
     from ..anchors import trusted
+    from ..report.words import plain
 
     for entry in trusted(trust_store()):
-        sys.stdout.write(
-            f"{entry.name}\t{entry.spec.summary}\t{entry.source}\t{entry.fingerprint[:12]}\t{entry.path or '-'}\n"
-        )
+        columns = (entry.name, entry.spec.summary, entry.source, entry.fingerprint[:12], entry.path or "-")
+        sys.stdout.write("\t".join(map(plain, columns)) + "\n")
 
 
 @trust_app.command("remove")
 def trust_remove(name: Annotated[str, typer.Argument(help="name or fingerprint")]) -> None:
     """Trust an encoder no longer."""
+    from ..report.words import plain
     from ..trust import TrustStore
 
     entry = TrustStore(trust_store()).remove(name)
-    sys.stdout.write(f"removed: {entry.name} {entry.fingerprint[:12]}\n")
+    sys.stdout.write(f"removed: {plain(entry.name)} {entry.fingerprint[:12]}\n")

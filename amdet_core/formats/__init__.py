@@ -3,10 +3,10 @@
 ``open_target`` reads, ``write_encoder`` writes, ``file_sha256`` names what was read.
 """
 
-from .folders import is_model, models_below
+from .folders import files_of, is_model, models_below
 from .lora import LoraLayout, write_lora
 from .open import TRIGGER_PHRASE, FoundEncoder, OpenedTarget, file_sha256, only_encoder, open_target
-from .write import Layout, as_stored, hf_config, hf_tensors, write_encoder, write_tokenizer
+from .write import Layout, as_stored, check_expressible, hf_config, hf_tensors, write_encoder, write_tokenizer
 
 __all__ = [
     "TRIGGER_PHRASE",
@@ -15,7 +15,9 @@ __all__ = [
     "LoraLayout",
     "OpenedTarget",
     "as_stored",
+    "check_expressible",
     "file_sha256",
+    "files_of",
     "hf_config",
     "hf_tensors",
     "is_model",

@@ -72,7 +72,7 @@ PARTS = (
         False,
         r"(^|\.)(first_stage_model|vae)\.",
         r"^(encoder|decoder)\.(conv_in|conv_out|conv_norm_out|norm_out|down|up|mid|down_blocks|up_blocks|mid_block)\.",
-        r"^(post_)?quant_conv\.",
+        r"^(post_)?quant_conv\.|^loss\.(discriminator|perceptual_loss)\.",
     ),
     _part(
         "an image model (UNet or diffusion transformer)",
@@ -83,6 +83,7 @@ PARTS = (
         r"^(model\.)?(conv_in|conv_out|conv_norm_out|add_embedding|out)\.",
         r"^(model\.)?(double_blocks|single_blocks|joint_blocks|transformer_blocks|single_transformer_blocks)\.",
         r"^(model\.)?(x_embedder|y_embedder|t_embedder|context_embedder|img_in|txt_in|time_in|vector_in|final_layer)\.",
+        r"^(model\.)?(guidance_in|distilled_guidance_layer|time_text_embed|pos_embed|norm_out|proj_out)\.",
     ),
     _part(
         "a T5 text encoder",
@@ -125,11 +126,14 @@ PARTS = (
 
 
 def sort_out(keys: Iterable[str]) -> tuple[dict[Part, list[str]], list[str]]:
-    """The parts that keys belong to, and the keys of no known part, all in order of their names."""
+    """The parts that keys belong to, and the keys of no known part, all in order of their names.
+
+    A checkpoint of torch may hold everything below ``state_dict.``.
+    """
     known: dict[Part, list[str]] = {}
     unknown: list[str] = []
     for key in sorted(keys):
-        part = next((part for part in PARTS if part.pattern.search(key)), None)
+        part = next((part for part in PARTS if part.pattern.search(key.removeprefix("state_dict."))), None)
         known.setdefault(part, []).append(key) if part else unknown.append(key)
     return known, unknown
 

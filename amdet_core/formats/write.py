@@ -54,7 +54,7 @@ def write_encoder(
     metadata = {"format": "pt"} | dict(metadata or {})
     if not all(isinstance(item, str) for pair in metadata.items() for item in pair):
         raise ConfigError("metadata that is text by name", repr(metadata)[:200], "Turn its values into text.")
-    _expressible(encoder, layout)
+    check_expressible(encoder, layout)
     named = _named(_cast(encoder, dtype), layout)
     tensors = {name: w.clone(memory_format=torch.contiguous_format) for name, w in named.items()}
     with _staging(path) as folder:
@@ -105,7 +105,7 @@ def hf_tensors(encoder: TextEncoder, dtype: torch.dtype) -> dict[str, Tensor]:
         EncoderError: it is no CLIP text encoder.
         NumericalError: weights are too large for the dtype.
     """
-    _expressible(encoder, "hf")
+    check_expressible(encoder, "hf")
     return _named(_cast(encoder, dtype), "hf")
 
 
@@ -127,8 +127,12 @@ def write_tokenizer(encoder: TextEncoder, folder: Path) -> None:
     write_atomic(folder / "tokenizer_config.json", (json.dumps(about, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _expressible(encoder: TextEncoder, layout: Layout) -> None:
-    """Raise EncoderError where a reader of this layout would compute something else."""
+def check_expressible(encoder: TextEncoder, layout: Layout) -> None:
+    """Fail now rather than after a long training.
+
+    Raises:
+        EncoderError: a reader of this layout would compute something else.
+    """
     spec = encoder.spec
     if not spec.causal or spec.pooled_head is not None:
         raise EncoderError("a CLIP text encoder", "a SigLIP text tower", "It can't be written in CLIP's layouts.")
@@ -181,13 +185,14 @@ def _staging(path: Path) -> Iterator[Path]:
     """A folder beside ``path`` for unfinished files, removed at the end whatever happens."""
     folder: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         yield folder
     except (OSError, SafetensorError) as error:
         raise StorageError(
             expected=f"a place to write {path}",
             found=str(error),
-            remedy="Check that its folder exists, may be written and has room.",
+            remedy="Check that its folder may be written and has room.",
         ) from error
     finally:
         if folder is not None:

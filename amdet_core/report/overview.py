@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..records import Level, LevelName, Record, ScanReport, Tool
+from ..records import Level, LevelName, PathText, Record, ScanReport, Tool
 from . import words
 from .html import page
 
@@ -19,15 +19,15 @@ ORDER = (Level.BACKDOORED, Level.SUSPICIOUS, None, Level.INCONCLUSIVE, Level.CLE
 class Row(Record):
     """What came of one model."""
 
-    path: str = Field(description="below the folder, with slashes")
+    path: PathText = Field(description="below the folder, with slashes")
     outcome: Literal["scanned", "no encoder", "error"] = Field(
         description="no encoder: the file takes no part in reading prompts"
     )
     level: LevelName | None = Field(default=None, description="null: it was not scanned")
-    said: str = Field(description="the first reason of the verdict, or why there is none")
+    said: PathText = Field(description="the first reason of the verdict, or why there is none")
     trigger: str | None = Field(default=None, description="the strongest literal trigger, every odd character spelled")
     looks_like: str | None = Field(default=None, description="what the strongest feature's output looks like")
-    report: str | None = Field(default=None, description="folder of the report, beside this file")
+    report: PathText | None = Field(default=None, description="folder of the report, beside this file")
     seconds: float = 0.0
     key: str = Field(description="of everything that decides the result: equal where nothing has to be scanned again")
 
@@ -58,10 +58,10 @@ class Overview(Record):
     """Every model of a folder; rewritten after each."""
 
     tool: Tool
-    folder: str
+    folder: PathText
     policy: str
     preset: str
-    anchor: str = Field(description="as it was asked for")
+    anchor: PathText = Field(description="as it was asked for")
     complete: bool = Field(description="whether all models are here")
     rows: tuple[Row, ...]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from amdet_core import cli, formats, pocket, trust
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
@@ -215,6 +215,60 @@ def test_what_cannot_work_exits_with_2_and_writes_nothing(attack: Amdet, tmp_pat
 
 
 @pytest.mark.parametrize("weights", ["all", "layers"])
+def forms_of(original: Path, kind: str) -> Path:
+    """Another way to name a file, or what its folder is read from."""
+    if kind == "link":
+        (original.parent / "link.safetensors").symlink_to(original)
+        return original.parent / "link.safetensors"
+    if kind == "hard link":
+        (original.parent / "hard.safetensors").hardlink_to(original)
+        return original.parent / "hard.safetensors"
+    return {"itself": original, "dots": original.parent / "x" / ".." / original.name, "folder": original.parent}[kind]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+@pytest.mark.parametrize("kind", ["itself", "dots", "link", "hard link", "folder"])
+def test_the_original_is_never_written_to(amdet: Amdet, home: Path, tmp_path: Path, kind: str) -> None:
+    original = tmp_path / "model.safetensors"
+    original.write_bytes((home / "clean.safetensors").read_bytes())
+    before = original.read_bytes()
+    code, _, err = amdet("fine-tune", original, "--steps", 1, "--out", forms_of(original, kind))
+    assert code == 2
+    assert "another place than the original's" in err
+    assert original.read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["model.safetensors", "text_encoder/model.safetensors", "new.safetensors", ""])
+def test_nothing_is_written_into_what_a_folder_is_read_from(amdet: Amdet, tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "suspect"
+    inner = folder / "text_encoder"
+    formats.write_encoder(pocket.load("clean"), folder, "hf")
+    formats.write_encoder(pocket.load("clean"), inner, "hf")
+    code, _, err = amdet("fine-tune", folder, "--steps", 1, "--out", folder / place)
+    assert code == 2
+    assert "another place than the original's" in err
+
+
+def test_a_layout_that_cannot_say_what_the_encoder_computes_is_refused_before_any_training(
+    amdet: Amdet, tmp_path: Path
+) -> None:
+    formats.write_encoder(pocket.load("clean"), tmp_path / "suspect", "hf")
+    config = json.loads((tmp_path / "suspect" / "config.json").read_text())
+    (tmp_path / "suspect" / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}))
+    code, _, err = amdet("fine-tune", tmp_path / "suspect", "--steps", 10**6, "--out", tmp_path / "new.safetensors")
+    assert code == 2
+    assert "Write the layout 'hf'" in err
+
+
+def test_an_error_cannot_steer_the_terminal(amdet: Amdet, tmp_path: Path) -> None:
+    save_file({"\x1b[2Jx\nNO EVIDENCE": torch.zeros(1)}, tmp_path / "x.safetensors")
+    code, _, err = amdet("scan", tmp_path / "x.safetensors", "--out", tmp_path / "report")
+    assert code == 2
+    assert "‹U+001B›[2Jx NO EVIDENCE" in err
+    assert "\x1b" not in err
+    assert len(err.splitlines()) == 2, "progress and the error, and no line of its own for the name"
+
+
 def test_a_lora_of_other_changes_is_refused_before_any_training(attack: Amdet, tmp_path: Path, weights: str) -> None:
     code, _, stderr = attack(
         "text-on-text", *TRIGGER, *QUICK, "--weights", weights, "--lora", tmp_path / "lora.safetensors"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,13 +108,122 @@ def test_one_model_is_no_folder_of_models(downloads: Path, tmp_path: Path) -> No
     assert not Fleet.fits(tmp_path / "pocket" / "clean")
 
 
+def found(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in fleet(folder).models]
+
+
+def test_a_folder_that_is_called_like_a_component_hides_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    for name in ("text_encoders/clip_l.safetensors", "text_encoder/t5.safetensors", "checkpoints/evil.safetensors"):
+        weights(folder / name)
+    assert Fleet.fits(folder)
+    assert found(folder) == [
+        "checkpoints/evil.safetensors", "text_encoder/t5.safetensors", "text_encoders/clip_l.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_file_that_makes_a_folder_a_model_hides_no_other_file(tmp_path: Path) -> None:
+    folder = tmp_path / "downloads"
+    for name in ("model.safetensors", "evil.safetensors", "sub/evil.safetensors"):
+        weights(folder / name)
+    assert Fleet.fits(folder)
+    assert found(folder) == [".", "evil.safetensors", "sub/evil.safetensors"]
+    assert [row.path for row in fleet(folder).run(Scans())] == found(folder)
+
+
+def test_a_pipeline_is_named_with_the_weight_files_from_which_it_is_not_read(downloads: Path) -> None:
+    pipeline = downloads / "sd"
+    (pipeline / "model_index.json").write_text('{"text_encoder": ["transformers", "C"], "unet": ["diffusers", "U"]}')
+    weights(pipeline / "unet" / "diffusion_pytorch_model.safetensors")
+    assert not Fleet.fits(pipeline), "it is one model, and its UNet is no text encoder"
+    weights(pipeline / "text_encoder" / "model.fp16.safetensors")
+    weights(pipeline / "v1-5-pruned.safetensors")
+    assert Fleet.fits(pipeline)
+    assert found(pipeline) == [".", "text_encoder/model.fp16.safetensors", "v1-5-pruned.safetensors"]
+
+
+def test_a_pipeline_that_lacks_its_encoder_is_named_and_hides_nothing(downloads: Path) -> None:
+    (downloads / "sd" / "model_index.json").write_text('{"text_encoder_2": ["transformers", "C"]}')
+    weights(downloads / "sd" / "evil.safetensors")
+    assert found(downloads)[3:] == ["sd", "sd/evil.safetensors", "sd/text_encoder/model.safetensors"]
+
+
+def test_several_weights_beside_a_config_are_named_one_by_one(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        weights(tmp_path / "clip" / name)
+    (tmp_path / "clip" / "config.json").write_text("{}")
+    assert found(tmp_path / "clip") == ["a.safetensors", "b.safetensors"]
+
+
+def test_shards_are_one_model_by_their_index(tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    shards = [weights(folder / f"model.fp16-0000{i}-of-00002.safetensors").name for i in (1, 2)]
+    (folder / "model.safetensors.index.fp16.json").write_text(
+        json.dumps({"weight_map": {"x": shards[0], "y": shards[1], "z": "hidden.safetensors"}})
+    )
+    weights(folder / "hidden.safetensors")
+    weights(folder / "model.safetensors")
+    assert found(folder) == [".", "hidden.safetensors", "model.safetensors.index.fp16.json"]
+
+
 def test_reports_within_the_folder_are_not_scanned(downloads: Path) -> None:
     inside = Fleet(downloads, downloads / "amdet-report", Job(target=downloads))
     list(inside.run(Scans()))
     weights(downloads / "old" / "pseudo-trigger.safetensors")
-    (downloads / "old" / REPORT).write_text("{}")
+    (downloads / "old" / REPORT).write_bytes(record_json(report(Job(target=downloads))))
     again = Fleet(downloads, downloads / "amdet-report", Job(target=downloads))
     assert [path.name for path in again.models] == ["A.safetensors", "b.safetensors", "one.safetensors", "sd"]
+
+
+@pytest.mark.parametrize("content", [b"{}", b"x", None])
+def test_a_file_that_is_called_like_a_report_hides_nothing(downloads: Path, content: bytes | None) -> None:
+    real = record_json(report(Job(target=downloads)))
+    for name in (REPORT, OVERVIEW):
+        (downloads / "lora" / name).write_bytes(real if content is None else content)
+    weights(downloads / "lora" / "below" / "two.safetensors")
+    assert found(downloads)[2:4] == ["lora/below/two.safetensors", "lora/one.safetensors"]
+
+
+def test_what_is_a_model_by_its_name_alone_is_named_for_its_scan_to_say_so(downloads: Path) -> None:
+    (downloads / "empty.safetensors").touch()
+    (downloads / "login.ckpt").write_text("<html>")
+    (downloads / "quantised").write_bytes(b"GGUF" + bytes(20))
+    (downloads / "two.bin").write_bytes(b"PK\x03\x04" + bytes(4) + b"{" + bytes(9))
+    names = ["A.safetensors", "b.safetensors", "empty.safetensors", "login.ckpt", "lora/one.safetensors"]
+    assert found(downloads) == [*names, "quantised", "sd", "two.bin"]
+    for name in ("empty.safetensors", "login.ckpt", "quantised", "two.bin"):
+        with pytest.raises(EncoderError):
+            open_target(downloads / name)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_what_cannot_be_read_is_a_row_and_stops_none_of_the_others(downloads: Path) -> None:
+    (downloads / "gone.safetensors").symlink_to(downloads / "nowhere.safetensors")
+    (downloads / "odd").symlink_to("/proc/self/mem")
+
+    def special(job: Job) -> Outcome:
+        if job.target.is_symlink():
+            open_target(job.target)
+        made = report(job)
+        return Outcome(made, (), {REPORT: record_json(made)})
+
+    rows = {row.path: row for row in fleet(downloads).run(Scans(special))}
+    assert rows["gone.safetensors"].outcome == "error"
+    assert "No such file" in rows["gone.safetensors"].said
+    if Path("/proc/self/mem").exists():
+        assert rows["odd"].outcome == "error"
+    assert rows["sd"].level == Level.CLEAN
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_a_name_that_is_no_utf8_is_spelled(downloads: Path) -> None:
+    weights(downloads / os.fsdecode(b"caf\xe9.safetensors"))
+    rows = [row.path for row in fleet(downloads).run(Scans())]
+    assert "caf\\udce9.safetensors" in rows
+    assert "caf\\udce9.safetensors" in (fleet(downloads).out / PAGE).read_text(encoding="utf-8")
+    again = Scans()
+    list(fleet(downloads).run(again))
+    assert again.names == []
 
 
 def test_a_folder_without_models_is_an_error(tmp_path: Path) -> None:

@@ -69,6 +69,17 @@ OTHER = {
     "UNet": (zeros("model.diffusion_model.input_blocks.0.0.weight"), "an image model", "text encoder"),
     "UNet of diffusers": (zeros("down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"), "an image model", "text"),
     "Flux": (zeros("double_blocks.0.img_attn.qkv.weight", "img_in.weight"), "an image model", "text encoder"),
+    "Flux dev": (zeros("double_blocks.0.img_mod.lin.weight", "guidance_in.in_layer.weight"), "an image model", "text"),
+    "Flux of diffusers": (
+        zeros("norm_out.linear.weight", "proj_out.weight", "time_text_embed.x"),
+        "an image model",
+        "text",
+    ),
+    "VAE with its training": (
+        zeros("state_dict.encoder.conv_in.weight", "state_dict.loss.discriminator.main.0.weight"),
+        "a VAE",
+        "text",
+    ),
     "embedding": (zeros("emb_params"), "a textual-inversion embedding", "Scan the encoder"),
     "SDXL embedding": (zeros("clip_l", "clip_g"), "a textual-inversion embedding", "Scan the encoder"),
     "T5": (zeros("shared.weight", "encoder.block.0.layer.0.SelfAttention.k.weight"), "a T5 text encoder", "Only CLIP"),

@@ -162,7 +162,14 @@ def test_metadata_has_to_be_text(tmp_path, metadata):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_missing_folder_is_a_storage_error(tmp_path, layout):
+def test_a_missing_folder_is_made(tmp_path, layout):
+    write_encoder(toy(), tmp_path / "new" / "one" / "x", layout)
+    assert len(open_target(tmp_path / "new" / "one" / "x", tokenizer=TOKENIZER).encoders) == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_in_the_place_of_a_folder_is_a_storage_error(tmp_path, layout):
+    (tmp_path / "no").touch()
     with pytest.raises(StorageError, match="a place to write"):
         write_encoder(toy(), tmp_path / "no" / "x", layout)
 
