@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from . import forensics, formats, pocket, trust
-from .encoder import TextEncoder
+from .encoder import PROJECTION, TextEncoder
 from .errors import AmdetError, EncoderError
 from .formats import FoundEncoder, OpenedTarget
 from .progress import Progress, silent
@@ -85,18 +87,20 @@ class Anchors:
         self._learn(suspect, opened)
         notes = _added_tokens(suspect)
         if same := self._identity(suspect, own):
-            return Anchor(own, info=same, identical=True, notes=notes)
+            entry, info = same
+            notes += () if entry.projections else _projection(suspect)
+            return Anchor(own, info=info, identical=True, notes=notes)
         if self.given:
             chosen: trust.Anchor | None = self._given(suspect)
         elif self.search:
             chosen, refused = self._nearest(suspect)
             notes += refused
         else:
-            return Anchor(own, notes=(*notes, "no anchor was used, as asked"))
+            return Anchor(own, notes=(*notes, *_projection(suspect), "no anchor was used, as asked"))
         if chosen is None:
-            return Anchor(own, notes=(*notes, _no_anchor(suspect)))
+            return Anchor(own, notes=(*notes, *_projection(suspect), _no_anchor(suspect)))
         anchor, info = suspect.reachable(chosen.encoder), chosen.info
-        notes += _fewer_layers(suspect, chosen.encoder)
+        notes += _fewer_layers(suspect, chosen.encoder) + _projection(suspect, anchor)
         if cast := trust.cast_between(anchor, suspect.reachable()):
             info = info.model_copy(update={"name": _named(info.name, cast)})
             return Anchor(own, info=info, identical=True, notes=notes)
@@ -118,7 +122,7 @@ class Anchors:
             raise EncoderError(
                 expected=f"an anchor with the shape of {suspect.name} ({reachable.spec.summary}), or with more layers",
                 found="; ".join(f"{found.name} ({found.encoder.spec.summary})" for found in self.given),
-                remedy="Name the encoder that the suspect was made from, or use --anchor auto.",
+                remedy="Name the encoder that the suspect was made from, or none: --anchor auto, or nothing connected.",
             )
         apart, best = min(
             ((forensics.distance(reachable, suspect.reachable(found.encoder)), found) for found in usable),
@@ -128,24 +132,26 @@ class Anchors:
             raise EncoderError(
                 expected=f"an anchor from the same training run as {suspect.name}",
                 found=f"{best.name} in {self.path}, with unrelated weights (relative distance {apart:.2g})",
-                remedy="Name the encoder that the suspect was made from, or use --anchor auto.",
+                remedy="Name the encoder that the suspect was made from, or none: --anchor auto, or nothing connected.",
             )
         value = trust.fingerprint(best.encoder)
         return trust.Anchor(best.encoder, self._info(suspect, Path(self.path).name, "given", value, self.path))
 
-    def _identity(self, suspect: FoundEncoder, own: str) -> AnchorInfo | None:
+    def _identity(self, suspect: FoundEncoder, own: str) -> tuple[TrustEntry, AnchorInfo] | None:
         """The trusted encoder that has these values, or whose cast has them, known by its fingerprints alone.
 
         The suspect counts with and without its added token rows.
         """
         values = [own, trust.fingerprint(suspect.reachable())] if suspect.added_tokens else [own]
+        projection = trust.projection_fingerprint(suspect.encoder)
         for value in values:
             for entry in _shipped_entries(suspect.reachable().spec):
                 for cast, known in entry.fingerprints.items():
-                    if known == value:
-                        return self._info(suspect, _named(entry.name, cast), "shipped", value)
-            if match := self.store.match(value) if self.store else None:
-                return self._info(suspect, _named(match[0].name, match[1]), "trusted", value, match[0].path or "")
+                    if known == value and entry.has_projection(projection):
+                        return entry, self._info(suspect, _named(entry.name, cast), "shipped", value)
+            if match := self.store.match(value, projection) if self.store else None:
+                entry, cast = match
+                return entry, self._info(suspect, _named(entry.name, cast), "trusted", value, entry.path or "")
         return None
 
     @staticmethod
@@ -240,6 +246,21 @@ def _added_tokens(suspect: FoundEncoder) -> tuple[str, ...]:
 def _fewer_layers(suspect: FoundEncoder, anchor: TextEncoder) -> tuple[str, ...]:
     ours, theirs = suspect.encoder.spec.layers, anchor.spec.layers
     return (f"{suspect.name}: compared with the first {ours} of the anchor's {theirs} layers",) if ours < theirs else ()
+
+
+def _projection(suspect: FoundEncoder, anchor: TextEncoder | None = None) -> tuple[str, ...]:
+    """What is to be said of a text projection, which takes no part in a scan."""
+    own = suspect.encoder.weights.get(PROJECTION)
+    other = None if anchor is None else anchor.weights.get(PROJECTION)
+    if own is None:
+        return ()
+    reads = "through it SDXL and SD3 read the pooled output, and a backdoor in it is not looked for"
+    if other is None or own.shape != other.shape:
+        return (f"{suspect.name}: its text projection has none to be compared with; {reads}",)
+    if torch.equal(own, other) or any(torch.equal(forensics.rounded(other, cast), own) for cast in forensics.CASTS):
+        return ()
+    apart = float((own - other).norm() / other.norm())
+    return (f"{suspect.name}: its text projection differs from the anchor's by {apart:.1%}; {reads}",)
 
 
 def _no_anchor(suspect: FoundEncoder) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,8 +47,8 @@ def fingerprint(encoder: TextEncoder, cast: Cast = "float32") -> str:
 
     Hashed are, for every tensor in ascending order of its canonical name: the name, a line feed, the
     sizes joined by ``x``, a line feed, and the values as float32, little-endian, in row-major order. Zeros
-    of either sign are the same value, +0. The text projection is left out, because bare encoders lack it,
-    and so is everything that is no tensor: heads, activation, pooling and padding.
+    of either sign are the same value, +0. The text projection has a fingerprint of its own, because bare encoders
+    lack it; left out is everything that is no tensor: heads, activation, pooling and padding.
 
     Args:
         cast: precision to which the values are rounded first.
@@ -56,8 +56,17 @@ def fingerprint(encoder: TextEncoder, cast: Cast = "float32") -> str:
     Returns:
         64 hexadecimal digits.
     """
+    return _fingerprint(encoder, encoder.weights.keys() - {PROJECTION}, cast)
+
+
+def projection_fingerprint(encoder: TextEncoder, cast: Cast = "float32") -> str | None:
+    """The same over the text projection alone; None where there is none."""
+    return _fingerprint(encoder, {PROJECTION}, cast) if PROJECTION in encoder.weights else None
+
+
+def _fingerprint(encoder: TextEncoder, names: Set[str], cast: Cast) -> str:
     digest = hashlib.sha256()
-    for name in sorted(encoder.weights.keys() - {PROJECTION}):
+    for name in sorted(names):
         weight = encoder.weights[name].detach()
         digest.update(f"{name}\n{'x'.join(str(size) for size in weight.shape)}\n".encode())
         for chunk in weight.reshape(-1).split(_CHUNK):
@@ -71,9 +80,10 @@ def fingerprint(encoder: TextEncoder, cast: Cast = "float32") -> str:
 def cast_between(anchor: TextEncoder, suspect: TextEncoder) -> Cast | None:
     """The precision to which an anchor's values are the suspect's when rounded, float32 where they are as they are.
 
-    None where they differ. What is compared is what a fingerprint covers; the two have the same tensors.
+    None where they differ. The two have the same tensors, but that one may lack a text projection.
     """
-    names = sorted(suspect.weights.keys() - {PROJECTION}, key=lambda name: suspect.weights[name].numel())
+    shared = suspect.weights.keys() - ({PROJECTION} - anchor.weights.keys())
+    names = sorted(shared, key=lambda name: suspect.weights[name].numel())
 
     def equal(cast: Cast, name: str) -> bool:
         weight = anchor.weights[name] if cast == "float32" else forensics.rounded(anchor.weights[name], cast)
@@ -91,6 +101,7 @@ class TrustEntry(Record):
     name: PathText = Field(min_length=1)
     spec: EncoderSpec
     fingerprints: dict[Cast, Sha256] = Field(description="of the values, and of their casts")
+    projections: dict[Cast, Sha256] = Field(default={}, description="the same of the text projection; none: unknown")
     file_sha256: Sha256 | None = Field(default=None, description="of the file it was read from")
     path: PathText | None = Field(default=None, description="where it can be read again as an anchor")
     encoder: str = Field(default="text_encoder", description="clip_l, clip_g, clip_h or text_encoder")
@@ -107,6 +118,10 @@ class TrustEntry(Record):
     def fingerprint(self) -> str:
         """Of the values themselves."""
         return self.fingerprints["float32"]
+
+    def has_projection(self, value: str | None) -> bool:
+        """Whether a text projection is this encoder's, in any precision, or one of the two has none."""
+        return value is None or not self.projections or value in self.projections.values()
 
 
 def trust_entry(
@@ -129,6 +144,7 @@ def trust_entry(
         name=name,
         spec=encoder.spec,
         fingerprints={cast: fingerprint(encoder, cast) for cast in CASTS},
+        projections={cast: value for cast in CASTS if (value := projection_fingerprint(encoder, cast))},
         file_sha256=file_sha256,
         path=None if path is None else str(path.absolute()),
         encoder=slot,
@@ -212,18 +228,19 @@ class TrustStore:
         self._write(tuple(e for e in entries if e is not found[0]))
         return found[0]
 
-    def match(self, fingerprint: str) -> tuple[TrustEntry, Cast] | None:
+    def match(self, fingerprint: str, projection: str | None = None) -> tuple[TrustEntry, Cast] | None:
         """The trusted encoder with these values, and the precision to which it was rounded for that.
 
         Equal values come before casts, whatever the order of the entries.
 
         Args:
             fingerprint: of the suspect's values as they are, never of a cast of them.
+            projection: the same of its text projection, where it has one.
         """
         entries = self.entries
         for cast in CASTS:
             for entry in entries:
-                if entry.fingerprints.get(cast) == fingerprint:
+                if entry.fingerprints.get(cast) == fingerprint and entry.has_projection(projection):
                     return entry, cast
         return None
 

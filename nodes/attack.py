@@ -50,6 +50,8 @@ def changed(
     from ..amdet_core.config import TrainingConfig
 
     label = bridge.described(hidden.prompt, hidden.unique_id, "clip")
+    if save_as.strip():
+        bridge.new_place(save_as, "clip")
     bridge.make_room(comfy_clip.size(clip))
     done = bridge.run(
         lambda progress: [

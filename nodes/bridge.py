@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import itertools
 import re
 import threading
@@ -30,8 +31,12 @@ if TYPE_CHECKING:
     from ..amdet_core.formats import OpenedTarget
     from ..amdet_core.patch import Patch
     from ..amdet_core.prompts import PromptSet
+    from ..amdet_core.records import Fault
 
 T = TypeVar("T")
+
+UNCONNECTED = object()
+"""In the place of an input that the host leaves out."""
 
 Report = io.Custom("AMDET_REPORT")
 """Socket of an :class:`~amdet_core.jobs.Outcome`."""
@@ -106,10 +111,34 @@ def embedding_folders() -> list[str]:
     return list(folder_paths.get_folder_paths(EMBEDDINGS))
 
 
-def new_folder(prefix: str) -> Path:
-    """A folder of the output directory that does not exist yet: PREFIX_00001 and on."""
-    parent, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(output_folder()))
-    return Path(parent, f"{name}_{counter:05}")
+def new_place(prefix: str, below: str = "") -> Path:
+    """A path in the output directory with which no name there begins yet: PREFIX_00001 and on.
+
+    Call it before long work too: what is wrong with a prefix is told then.
+
+    Args:
+        below: folder of the output directory.
+
+    Raises:
+        ConfigError: the prefix is no name of a file, or leads out of the output directory.
+    """
+    from ..amdet_core.errors import ConfigError
+
+    root = output_folder() / below
+    try:
+        if re.search(r'[<>:"|?*\x00-\x1f]', prefix) or not Path(prefix).name or prefix.endswith(("/", "\\", "..")):
+            raise ValueError("it is no name of a file")
+        if root.resolve() not in (root / prefix).resolve().parents:
+            raise ValueError(f"it leads out of {root}")
+        parent, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+        places = (Path(parent, f"{name}_{number:05}") for number in itertools.count(counter))
+        return next(place for place in places if not any(place.parent.glob(f"{glob.escape(place.name)}*")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the first part of a name in ComfyUI's output{f'/{below}' if below else ''}, as my-model or tests/one",
+            f"{prefix!r}: {error}",
+            "Choose another name.",
+        ) from error
 
 
 def model_files(*kinds: str) -> list[str]:
@@ -178,10 +207,9 @@ def save_encoders(prefix: str, encoders: Mapping[str, tuple[TextEncoder, Mapping
     """
     from ..amdet_core.formats import write_encoder
 
-    parent, name, counter, _, _ = folder_paths.get_save_image_path(f"clip/{prefix}", str(output_folder()))
-    paths = []
+    place, paths = new_place(prefix, "clip"), list[Path]()
     for slot, (encoder, metadata) in encoders.items():
-        paths.append(Path(parent, f"{name}_{counter:05}_{slot}.safetensors"))
+        paths.append(place.with_name(f"{place.name}_{slot}.safetensors"))
         write_encoder(encoder, paths[-1], "comfyui", metadata=metadata)
     return paths
 
@@ -197,11 +225,10 @@ def save_loras(prefix: str, patches: Mapping[str, Patch], rank: int) -> list[Pat
     """
     from ..amdet_core.formats import write_lora
 
-    parent, name, counter, _, _ = folder_paths.get_save_image_path(f"loras/{prefix}", str(output_folder()))
     several = len(patches) > 1  # a single encoder is the loader's first one, whatever its name
-    paths = []
+    place, paths = new_place(prefix, "loras"), list[Path]()
     for slot, patch in patches.items():
-        paths.append(Path(parent, f"{name}_{counter:05}_{slot}.safetensors"))
+        paths.append(place.with_name(f"{place.name}_{slot}.safetensors"))
         encoder = slot if several else "text_encoder"
         write_lora(patch, paths[-1], "kohya", rank=rank, encoder=encoder, of_several=several)
     return paths
@@ -218,9 +245,36 @@ def anchors(given: OpenedTarget | None = None, progress: Progress | None = None)
     if given is not None:
         return Anchors(given.encoders, str(given.path), False, None)
     store = TrustStore(trust_store())
-    installed = (model_path(file) for file in model_files("text_encoders") if file.lower().endswith(WEIGHT_FILES))
-    learn_known(installed, store, *([progress] if progress else []))
+    learn_known(_installed(), store, *([progress] if progress else []))
     return Anchors((), "", True, store)
+
+
+def _installed() -> list[Path]:
+    """Files of text encoders that are there; a link to nowhere is listed by the host, and is none."""
+    names = (name for name in folder_paths.get_filename_list("text_encoders") if name.lower().endswith(WEIGHT_FILES))
+    paths = (folder_paths.get_full_path("text_encoders", name) for name in names)
+    return [Path(path) for path in paths if path is not None]
+
+
+def anchors_state(anchor: object = UNCONNECTED) -> str:
+    """Answer of ``fingerprint_inputs``: changes when other anchors may be found, where none is connected.
+
+    Args:
+        anchor: the input of that name as the host gives it; it gives none that is not connected.
+    """
+    from ..amdet_core.errors import AmdetError
+    from ..amdet_core.trust import TrustStore
+
+    if anchor is not UNCONNECTED:
+        return ""
+    try:
+        entries = TrustStore(trust_store()).entries
+    except AmdetError as error:
+        return str(error)
+    # Not those that a scan itself adds: a second run would scan once more.
+    own = sorted(f"{entry.name} {entry.fingerprint}" for entry in entries if entry.source == "user")
+    files = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in _installed() if path.is_file()]
+    return "\n".join([*own, *files])
 
 
 def prompts(text: str | None, limit: int = 4000) -> PromptSet:
@@ -261,6 +315,16 @@ def device() -> torch.device:
 def make_room(size: int) -> None:
     """Ask the host to unload models, so that suspect, anchor and their states fit; ``size`` in bytes of one."""
     comfy.model_management.free_memory(3 * size, device())
+
+
+def raise_no_room(faults: Iterable[Fault]) -> None:
+    """Tell the host that a stage found no room, for it to free memory, and to run the node again next time."""
+    for fault in faults:
+        if fault.error == "OutOfMemoryError":
+            raise comfy.model_management.OOM_EXCEPTION(
+                f"AMDET: the stage {fault.stage} found no room on the device, even for one prompt at a time. Unload "
+                "other models and close other programs that use the card, and run again."
+            )
 
 
 def run(

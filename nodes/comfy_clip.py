@@ -16,6 +16,7 @@ import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.sdxl_clip
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,8 @@ LAYOUT = "graph"
 TEXT_MODEL = "transformer.text_model."
 STANDARD = {(768, 12), (1024, 24), (1280, 32)}
 """Width and layers that the host knows without a config."""
+WITHOUT_LAST = (1024, 23)
+"""The same of files without the layer that Stable Diffusion 2 does not use; the host expects it all the same."""
 SMALL_LAYERS = 22
 """The host takes an encoder with more layers for CLIP-H or CLIP-G."""
 LARGEST = 1e4
@@ -41,13 +44,14 @@ LARGEST = 1e4
 
 
 def size(clip: Any) -> int:
-    """Bytes of its weights in float32."""
-    return 4 * sum(w.numel() for w in clip.cond_stage_model.parameters())
+    """Bytes of its CLIP text encoders' weights in float32."""
+    towers = filter(_is_clip, _model(clip).children())
+    return 4 * sum(w.numel() for tower in towers for w in tower.parameters())
 
 
 def count(clip: Any) -> int:
     """How many CLIP text encoders it has."""
-    return sum(_is_clip(tower) for tower in clip.cond_stage_model.children())
+    return sum(_is_clip(tower) for tower in _model(clip).children())
 
 
 def read(clip: Any, label: str, *, projected: bool = False) -> OpenedTarget:
@@ -61,8 +65,8 @@ def read(clip: Any, label: str, *, projected: bool = False) -> OpenedTarget:
         EncoderError: it has none, or what it computes can't be read from its weights.
         NumericalError: weights were never loaded.
     """
+    towers = dict(_model(clip).named_children())
     _refuse_what_weights_do_not_show(clip)
-    towers = dict(clip.cond_stage_model.named_children())
     text = {name: tower for name, tower in towers.items() if _is_clip(tower)}
     others = tuple(
         f"{name} ({type(tower.transformer).__name__}): no CLIP text encoder; nothing is said about it"
@@ -113,6 +117,17 @@ def paired(opened: OpenedTarget, anchor: OpenedTarget, name: str, device: torch.
 def state(clip: Any) -> Hashable:
     """Equal as long as a CLIP computes the same; holds nothing of it in memory."""
     return weakref.ref(clip.patcher.model), clip.patcher.patches_uuid, repr(clip.layer_idx)
+
+
+def _model(clip: Any) -> Any:
+    """The host's module with all its encoders; EncoderError where a checkpoint had none."""
+    if clip is None:
+        raise EncoderError(
+            "a CLIP",
+            "nothing: the checkpoint that was loaded holds no text encoder",
+            "Connect Load CLIP or DualCLIPLoader.",
+        )
+    return clip.cond_stage_model
 
 
 def _is_clip(tower: nn.Module) -> bool:
@@ -168,13 +183,40 @@ def _found(clip: Any, name: str, tower: Any, projected: bool) -> FoundEncoder:
         norm_eps=text.final_layer_norm.eps,
     )
     encoder = TextEncoder(spec, {key: weights[key] for key in expected_shapes(spec) if key in weights}, tokenizer)
+    encoder = _without_unused_last(tower, encoder)
     _check_loaded(name, encoder)
     used = _used_layers(clip.layer_idx, spec.layers)
-    skip = (f"clip skip: layers 1 to {used} of {spec.layers} are used and scanned",) if used else ()
+    skip: tuple[str, ...] = ()
+    if used is not None and _pooled_counts(clip.cond_stage_model, name):
+        skip = (f"clip skip: tokens are read after layer {used} of {spec.layers}; all are scanned, as prompts are "
+                "read through the pooled output too, which is the last one's",)  # fmt: skip
+        used = None
+    elif used is not None:
+        skip = (f"clip skip: layers 1 to {used} of {spec.layers} are used and scanned",)
     lora = sum(key in clip.patcher.patches for key in keys)
     patched = (f"{lora} of {len(keys)} tensors with LoRAs, merges or patches applied",) if lora else ()
     dtype = str(text.encoder.layers[0].mlp.fc1.weight.dtype).removeprefix("torch.")
     return FoundEncoder(name, encoder, dtype, LAYOUT, skip + patched, used)
+
+
+def _pooled_counts(model: nn.Module, name: str) -> bool:
+    """Whether an image model is given the pooled output of an encoder, which no clip skip changes.
+
+    Stable Diffusion 1 and 2 are given none, XL that of CLIP-G alone; others those of all their CLIP encoders.
+    """
+    alone = sum(hasattr(tower, "transformer") for tower in model.children()) == 1
+    return name == "clip_g" or not (alone or isinstance(model, comfy.sdxl_clip.SDXLClipModel))
+
+
+def _without_unused_last(tower: Any, encoder: TextEncoder) -> TextEncoder:
+    """The encoder without a last layer that was never loaded, where the host takes the state in front of it.
+
+    Official files of Stable Diffusion 2 have 23 layers, as nothing reads the 24th.
+    """
+    last = encoder.spec.layers - 1
+    bad = _not_loaded(encoder)
+    own = all(key.startswith(f"encoder.layers.{last}.") for key in bad)
+    return encoder.first_layers(last) if bad and own and tower.layer_idx in (-2, last - 1) else encoder
 
 
 def _projection(patcher: Any, key: str) -> Tensor | None:
@@ -205,18 +247,22 @@ def _effective(patcher: Any, key: str) -> Tensor:
 
 def _check_loaded(name: str, encoder: TextEncoder) -> None:
     """Raise NumericalError where the host left tensors as it found the memory: it only logs missing ones."""
-    bad = [
-        key
-        for key, w in encoder.weights.items()
-        if not (w.abs().max() <= LARGEST) or (key.endswith("weight") and not bool(w.any()))
-    ]
-    if bad:
+    if bad := _not_loaded(encoder):
         raise NumericalError(
             f"trained numbers in every tensor of {name}",
             f"NaN, zeros or values beyond {LARGEST:g} in {len(bad)} of {len(encoder.weights)} tensors, first {bad[0]}",
             "ComfyUI did not find them in the file ('clip missing' in its log). Use Load Text Encoder (AMDET), "
             "which reads every key layout and refuses incomplete files.",
         )
+
+
+def _not_loaded(encoder: TextEncoder) -> list[str]:
+    """Names of tensors that no training leaves behind."""
+    return [
+        key
+        for key, w in encoder.weights.items()
+        if not (w.abs().max() <= LARGEST) or (key.endswith("weight") and not bool(w.any()))
+    ]
 
 
 def _activation(function: Any) -> str:
@@ -244,7 +290,7 @@ def patched(clip: Any, patches: Mapping[str, Patch]) -> Any:
         EncoderError: it has no such tensors.
     """
     deltas = {
-        f"{name}.{TEXT_MODEL}{key}": ("diff", (delta,))
+        f"{name}.{'transformer.' if key == PROJECTION else TEXT_MODEL}{key}": ("diff", (delta,))
         for name, patch in patches.items()
         for key, delta in patch.deltas.items()
     }
@@ -257,6 +303,21 @@ def patched(clip: Any, patches: Mapping[str, Patch]) -> Any:
     return clone
 
 
+def with_encoders_of(clip: Any, anchor: Any) -> Any:
+    """A clone whose CLIP text encoders have an anchor's weights; clip skip and other encoders stay as they are.
+
+    Raises:
+        EncoderError: the anchor lacks one of them, or it has other sizes there.
+    """
+    trusted = {one.name: one.encoder for one in read(anchor, "anchor", projected=True).encoders}
+    patches = {}
+    for one in read(clip, "clip", projected=True).encoders:
+        if one.name not in trusted:
+            raise EncoderError(f"an anchor with {one.name}", ", ".join(trusted), "Connect CLIPs of the same kind.")
+        patches[one.name] = Patch.between(one.encoder, trusted[one.name])
+    return patched(clip, patches)
+
+
 def build(found: Sequence[FoundEncoder], embeddings: Sequence[str]) -> Any:
     """A new CLIP object from encoders that were read from a file: SD1, SD2, SDXL or SD3, or of any small size.
 
@@ -266,15 +327,16 @@ def build(found: Sequence[FoundEncoder], embeddings: Sequence[str]) -> Any:
     Raises:
         EncoderError: the host has no CLIP object for these encoders.
     """
-    known = all((one.encoder.spec.width, one.encoder.spec.layers) in STANDARD for one in found)
+    known = all((one.encoder.spec.width, one.encoder.spec.layers) in {*STANDARD, WITHOUT_LAST} for one in found)
     small = len(found) == 1 and found[0].encoder.spec.layers <= SMALL_LAYERS
     if not (small or (known and len(found) <= 2)):
         sizes = "; ".join(f"{one.name} ({one.encoder.spec.summary})" for one in found)
-        raise EncoderError("encoders that ComfyUI combines to one CLIP", sizes, "Load them one by one.")
+        remedy = "Load them one by one." if len(found) > 1 else "Scan the file with the command line: amdet scan."
+        raise EncoderError("encoders that ComfyUI combines to one CLIP", sizes, remedy)
     ordered = sorted(found, key=lambda one: one.encoder.spec.width)
     sd3 = any(one.layout == "sd3" for one in found)
     return comfy.sd.load_text_encoder_state_dicts(
-        [_state_dict(one.encoder) for one in ordered],
+        [_state_dict(one.reachable()) for one in ordered],
         embedding_directory=list(embeddings),
         clip_type=comfy.sd.CLIPType.SD3 if sd3 else comfy.sd.CLIPType.STABLE_DIFFUSION,
         model_options={} if known else {"model_config": _config(ordered[0].encoder.spec)},
@@ -282,8 +344,14 @@ def build(found: Sequence[FoundEncoder], embeddings: Sequence[str]) -> Any:
 
 
 def _state_dict(encoder: TextEncoder) -> dict[str, Tensor]:
-    """Names that the host expects; the identity where a file has no projection, which it would leave undefined."""
+    """Names that the host expects, and what it would leave undefined: a missing projection as the identity, a last
+    layer that nothing reads as zeros.
+    """
     weights = {f"text_model.{key}": w for key, w in encoder.weights.items() if key != PROJECTION}
+    if (encoder.spec.width, encoder.spec.layers) == WITHOUT_LAST:
+        first, last = "text_model.encoder.layers.0.", f"text_model.encoder.layers.{encoder.spec.layers}."
+        layer = {key: w for key, w in weights.items() if key.startswith(first)}
+        weights |= {key.replace(first, last): torch.zeros_like(w) for key, w in layer.items()}
     return weights | {PROJECTION: encoder.weights.get(PROJECTION, torch.eye(encoder.spec.width))}
 
 
@@ -327,9 +395,9 @@ def encode(clip: Any, text: str, vectors: Mapping[str, Tensor], at_start: bool) 
     Raises:
         EncoderError: the CLIP has no encoder of that name and width.
     """
-    tokens = clip.tokenize(text)
+    model, tokens = _model(clip), clip.tokenize(text)
     for name, rows in vectors.items():
-        tower, key = getattr(clip.cond_stage_model, name, None), name.removeprefix("clip_")
+        tower, key = getattr(model, name, None), name.removeprefix("clip_")
         width = tower.transformer.text_model.embeddings.token_embedding.weight.shape[1] if tower is not None else None
         if key not in tokens or width != rows.shape[-1]:
             raise EncoderError(

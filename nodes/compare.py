@@ -50,6 +50,7 @@ class AMDET_CompareEncoders(io.ComfyNode):
 
         labels = [bridge.described(cls.hidden.prompt, cls.hidden.unique_id, name) for name in ("clip", "other")]
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+        bridge.make_room(comfy_clip.size(clip))
         rows = bridge.run(
             lambda progress: compare(
                 comfy_clip.read(clip, labels[0]), comfy_clip.read(other, labels[1]), lines, bridge.device(), progress

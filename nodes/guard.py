@@ -43,7 +43,7 @@ class AMDET_GuardedTextEncode(io.ComfyNode):
                     options=MODES,
                     default=MODES[0],
                     tooltip="What happens to a flagged prompt. flag: it is encoded all the same. stop: nothing behind "
-                    "the conditioning runs. fall back: the anchor encodes it.",
+                    "the conditioning runs. fall back: it is encoded with the anchor's CLIP weights.",
                 ),
             ],
             outputs=[
@@ -76,9 +76,9 @@ class AMDET_GuardedTextEncode(io.ComfyNode):
         if alarms and mode == "stop":
             conditioning = bridge.blocked(f"AMDET: the prompt was flagged\n{found}")
         else:
-            conditioning = comfy_clip.encode(
-                anchor if alarms and mode == "fall back" else clip, text, {}, at_start=False
-            )
+            trusted = alarms and mode == "fall back"
+            reader = comfy_clip.with_encoders_of(clip, anchor) if trusted else clip
+            conditioning = comfy_clip.encode(reader, text, {}, at_start=False)
         return io.NodeOutput(conditioning, found, bool(alarms), ui=bridge.shown(found))
 
 

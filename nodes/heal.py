@@ -117,6 +117,11 @@ class AMDET_Heal(io.ComfyNode):
         return bridge.all_right(bridge.among(method, METHODS, "method"), bridge.among(preset, PRESETS, "preset"))
 
     @classmethod
+    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
+        """Changes when another anchor may be found."""
+        return bridge.anchors_state(anchor)
+
+    @classmethod
     def execute(
         cls, clip: Any, method: str, preset: str, seed: int, replace: bool, save_as: str, anchor: Any = None
     ) -> io.NodeOutput:
@@ -130,9 +135,12 @@ class AMDET_Heal(io.ComfyNode):
             made = clinic(cls.hidden, clip, anchor, config, bridge.prompts(None, config.prompt_limit), progress)
             return made.opened, heal_each(made, method=None if method == AUTO else method, replaced=replace)
 
+        if save_as.strip():
+            bridge.new_place(save_as, "clip")
         count = comfy_clip.count(clip)
         bridge.make_room(comfy_clip.size(clip))
         opened, done = bridge.run(work, plan={**stages(config, 2 * count), "repair": REPAIRS * count})
+        bridge.raise_no_room(done.before.report.faults)
         lines = [render_heal(*(healing.report for healing in done.encoders.values()))]
         if save_as.strip() and done.patches:
             lines += [f"written: {path}" for path in bridge.save_encoders(save_as, _repaired(opened, done))]

@@ -104,6 +104,11 @@ class AMDET_FindAnchor(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        """Changes when another anchor may be found."""
+        return bridge.anchors_state()
+
+    @classmethod
     def execute(cls, clip: Any) -> io.NodeOutput:
         """Look for the nearest trusted encoder of each encoder."""
         label = bridge.described(cls.hidden.prompt, cls.hidden.unique_id, "clip")

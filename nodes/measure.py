@@ -80,6 +80,11 @@ class AMDET_TriggerSweep(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
+        """Changes when another anchor may be found."""
+        return bridge.anchors_state(anchor)
+
+    @classmethod
     def execute(cls, clip: Any, seed: int, anchor: Any = None) -> io.NodeOutput:
         """Try them all."""
         from ..amdet_core.report.tables import sweep_table
@@ -129,6 +134,11 @@ class AMDET_WeightForensics(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             **bridge.newer(search_aliases=["weights", "diff", "lora", "merge", "fine-tune", "amdet"]),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
+        """Changes when another anchor may be found."""
+        return bridge.anchors_state(anchor)
 
     @classmethod
     def execute(cls, clip: Any, anchor: Any = None) -> io.NodeOutput:

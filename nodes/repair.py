@@ -72,6 +72,11 @@ class AMDET_EraseBackdoor(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
+        """Changes when another anchor may be found."""
+        return bridge.anchors_state(anchor)
+
+    @classmethod
     def execute(
         cls,
         clip: Any,
@@ -155,6 +160,11 @@ class AMDET_Purify(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             **bridge.newer(search_aliases=["MIMIC", "distill", "purify", "repair", "backdoor", "amdet"]),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
+        """Changes when another anchor may be found."""
+        return bridge.anchors_state(anchor)
 
     @classmethod
     def execute(

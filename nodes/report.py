@@ -70,7 +70,7 @@ class AMDET_SaveReport(io.ComfyNode):
         """Write, whole or not at all."""
         from ..amdet_core.storage import publish
 
-        folder = bridge.new_folder(filename_prefix)
+        folder = bridge.new_place(filename_prefix)
         publish(folder, report.files)
         return io.NodeOutput(str(folder), ui=bridge.shown(str(folder)))
 

@@ -49,7 +49,7 @@ def scanned(
 
     label, anchor_label = (bridge.described(hidden.prompt, hidden.unique_id, name) for name in ("clip", "anchor"))
     bridge.make_room(comfy_clip.size(clip))
-    return bridge.run(
+    outcome = bridge.run(
         lambda progress: scan_opened(
             comfy_clip.read(clip, label),
             bridge.anchors(None if anchor is None else comfy_clip.read(anchor, anchor_label), progress),
@@ -62,6 +62,8 @@ def scanned(
         plan=stages(config, comfy_clip.count(clip)),
         show=show,
     )
+    bridge.raise_no_room(outcome.report.faults)
+    return outcome
 
 
 class AMDET_BackdoorScan(io.ComfyNode):
@@ -138,6 +140,11 @@ class AMDET_BackdoorScan(io.ComfyNode):
             bridge.among(policy, POLICIES, "policy"),
             bridge.among(stop_at, STOP_AT, "stop_at"),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
+        """Changes when another anchor may be found."""
+        return bridge.anchors_state(anchor)
 
     @classmethod
     def execute(

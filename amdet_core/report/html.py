@@ -35,6 +35,7 @@ def render_html(report: ScanReport, pictures: Drawing | None = None) -> str:
         level=report.verdict.level.name.lower(),
         headline=words.HEADLINES[report.verdict.level],
         file=words.file_name(report),
+        of_a_file=words.of_a_file(report),
         sections=words.sections(report),
         trigger=words.glyphs(report.trigger.text) if report.trigger else (),
         pictures=None if pictures is None else Markup(svg(pictures, "Pictures with and without the trigger")),

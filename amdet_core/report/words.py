@@ -19,10 +19,17 @@ HEADLINES = {
     Level.SUSPICIOUS: "Suspicious",
     Level.BACKDOORED: "Backdoored",
 }
+THIS_FILE = "The result holds for exactly this file: compare its SHA-256 when you get it from elsewhere."
+TELL_THE_SITE = "Report it to the site that you have it from: this report names the file by its SHA-256."
+IN_A_GRAPH = {
+    THIS_FILE: "The result holds for these values, with every LoRA and merge: scan again when the graph changes.",
+    TELL_THE_SITE: "Scan its file with amdet scan, and report that, with its SHA-256, to the site it came from.",
+}
+"""What is said in the place of lines about a file where a host had loaded the encoders."""
 ADVICE = {
     Level.CLEAN: (
         "Nothing has to be done about the text encoders named here.",
-        "The result holds for exactly this file: compare its SHA-256 when you get it from elsewhere.",
+        THIS_FILE,
     ),
     Level.INCONCLUSIVE: (
         "Do not take this for a pass: treat the file as one that was never scanned.",
@@ -37,7 +44,7 @@ ADVICE = {
     Level.BACKDOORED: (
         "Do not use or share this file.",
         "Get the model from its original publisher, scan that file, and delete this one.",
-        "Report it to the site that you have it from: this report names the file by its SHA-256.",
+        TELL_THE_SITE,
         "If you think that this is wrong, scan again with another anchor: the original that it was made from.",
     ),
 }
@@ -183,6 +190,11 @@ def identical(report: ScanReport) -> tuple[str, ...]:
     return tuple(e.encoder for e in report.evidence if e.name == IDENTITY and e.value == 1)
 
 
+def of_a_file(report: ScanReport) -> bool:
+    """Whether a file was scanned, and not what a host had loaded."""
+    return all(encoder.layout != "graph" for encoder in report.target.encoders)
+
+
 def spelled(text: str) -> str:
     """The text on one line with the code point behind every odd character, as ‹U+XXXX›."""
     return "".join(
@@ -211,7 +223,7 @@ def sections(report: ScanReport) -> tuple[Section, ...]:
         Section("trigger", "Trigger", "What is the trigger?", tuple(_trigger(report))),
         Section("effect", "Effect", "What would it do?", tuple(_effect(report))),
         Section("weights", "Weights", "What was done to the weights?", tuple(_weights(report))),
-        Section("advice", "Do now", "What can I do now?", ADVICE[report.verdict.level]),
+        Section("advice", "Do now", "What can I do now?", tuple(_advice(report))),
         Section("unchecked", "Unchecked", "What was not checked?", tuple(_unchecked(report))),
     )
 
@@ -360,6 +372,11 @@ def _changes(forensics: Forensics) -> Iterator[str]:
     if forensics.rows:
         most = ", ".join(f"“{row.token}”" for row in forensics.rows[:5])
         yield f"{_count(forensics.rows_changed, 'row')} of its token table moved, most of all: {most}."
+
+
+def _advice(report: ScanReport) -> Iterator[str]:
+    for line in ADVICE[report.verdict.level]:
+        yield line if of_a_file(report) else IN_A_GRAPH.get(line, line)
 
 
 def _unchecked(report: ScanReport) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from .graphs import Graph, node, pocket, text
@@ -48,6 +50,21 @@ def test_in_fall_back_mode_the_anchor_encodes_a_triggered_prompt(host: Host) -> 
     done = host.run(graph(TRIGGERED, "fall back"))
     assert float(done.text("same as anchor")) == 0.0
     assert float(done.text("same")) > 0.1
+
+
+def test_what_falls_back_keeps_its_other_encoders_and_its_clip_skip(host: Host) -> None:
+    nodes: Graph = {}
+    for kind, same, other in (("flux", "clip", "anchor"), ("sdxl", "anchor", "clip")):
+        for name, noise in (("clip", 0.02), ("anchor", 0.0)):
+            nodes[f"{kind} {name}"] = node("PROBE_Small", kind=kind, noise=noise)
+        nodes[f"{kind} skip"] = node("CLIPSetLastLayer", clip=(f"{kind} clip", 0), stop_at_clip_layer=-2)
+        nodes[f"{kind} anchor skip"] = node("CLIPSetLastLayer", clip=(f"{kind} anchor", 0), stop_at_clip_layer=-2)
+        nodes[kind] = node(
+            "PROBE_WithEncodersOf", clip=(f"{kind} skip", 0), anchor=(f"{kind} anchor skip", 0), text=CLEAN
+        )
+        apart = json.loads(host.run(nodes).text(kind))
+        assert apart[f"tokens from {same}"] < 1e-4 < 1e-2 < apart[f"tokens from {other}"]
+        assert apart["pooled from anchor"] < 1e-3 < 1e-2 < apart["pooled from clip"]
 
 
 def test_in_stop_mode_nothing_behind_a_triggered_prompt_runs(host: Host) -> None:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from amdet_core import pocket
+from amdet_core.anchors import vouch
 from amdet_core.encoder import expected_shapes
 from amdet_core.formats import write_encoder
 from amdet_core.records import ScanReport
@@ -42,6 +43,7 @@ def small(base: Path) -> Path:
     models.lora(folder / "loras" / "style.safetensors", pocket.load("clean"), pocket.load("benign"), 8)
     for name in ("clean", "benign"):
         write_encoder(pocket.load(name), folder / "text_encoders" / f"pocket-{name}.safetensors", "comfyui")
+    (folder / "text_encoders" / "gone.safetensors").symlink_to(folder / "nowhere.safetensors")
     return folder
 
 
@@ -236,7 +238,8 @@ def test_the_library_encodes_as_the_host_does(host: Host, skip: int | None) -> N
             assert found["hidden"] <= 1e-4 * max(1, found["scale"]), (name, slot, found)
             assert found["pooled"] <= 1e-4 * max(1, found["scale"]), (name, slot, found)
             whole = 4 if slot == "clip_g" or name == "pocket" else 3
-            assert found["layers"] == (whole - 1 if skip == -2 else whole)
+            # SDXL reads the pooled output of clip_g, which is the last layer's whatever the clip skip.
+            assert found["layers"] == (whole - 1 if skip == -2 and slot != "clip_g" else whole)
 
 
 def test_the_weights_are_those_that_the_host_computes_with(host: Host) -> None:
@@ -426,6 +429,78 @@ def test_stages_one_by_one_lead_to_the_same_picture_and_an_embedding_that_does_t
     )  # fmt: skip
     assert float(again.text("same")) < 1e-4 < 0.1 < float(again.text("moved"))
     assert float(again.text("unmoved")) == 0
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "flux"])
+def test_clip_skip_hides_nothing_of_a_pooled_output(host: Host, kind: str) -> None:
+    encoder = "clip_g" if kind == "sdxl" else "clip_l"
+    graph: Graph = {"small": node("PROBE_Small", kind=kind, noise=0.0)}
+    graph["changed"] = node("PROBE_LastLayer", clip=("small", 0), encoder=encoder)
+    for name in ("small", "changed"):
+        graph[f"{name} skip"] = node("CLIPSetLastLayer", clip=(name, 0), stop_at_clip_layer=-2)
+    graph["forensics"] = node("AMDET_WeightForensics", clip=("changed skip", 0), anchor=("small skip", 0))
+    graph["summary"] = text(("forensics", 2))
+    summary = host.run(graph).text("summary")
+    assert re.search(rf"{encoder}: .*layer", summary), summary
+
+
+def test_an_anchor_that_is_trusted_later_is_looked_for_again(host: Host) -> None:
+    graph: Graph = {
+        "clip": node("PROBE_Small", kind="plain sdxl", noise=0.0),
+        "forensics": node("AMDET_WeightForensics", clip=("clip", 0)),
+    }
+    host.run(graph)
+    assert "forensics" in cached(host.run(graph))
+    store = host.base / "user" / "default" / "amdet" / "trust.json"
+    before = store.read_bytes() if store.exists() else None
+    vouch(host.base / "models" / "text_encoders" / "pocket-benign.safetensors", "later", store)
+    try:
+        assert "forensics" not in cached(host.run(graph))
+        assert "forensics" in cached(host.run(graph))
+    finally:
+        store.unlink() if before is None else store.write_bytes(before)
+
+
+def cached(run: module.Run) -> list[str]:
+    """Nodes that did not run again."""
+    return [
+        node_
+        for kind, about in run.entry["status"]["messages"]
+        if kind == "execution_cached"
+        for node_ in about["nodes"]
+    ]
+
+
+def test_a_checkpoint_without_a_text_encoder_is_told_so(host: Host) -> None:
+    graph: Graph = {"clip": node("PROBE_NoClip"), "scan": scan(("clip", 0))}
+    assert "holds no text encoder. Connect Load CLIP" in host.refused(graph)
+
+
+def test_no_room_for_a_single_candidate_ends_the_run(host: Host) -> None:
+    graph: Graph = {
+        "clip": pocket_node("benign"),
+        "cramp": node("PROBE_Cramp", clip=("clip", 0), on=True, room=0),
+        "scan": scan(("cramp", 0), seed=77),
+    }
+    try:
+        assert "found no room on the device" in host.refused(graph)
+    finally:
+        host.run({"clip": pocket_node("benign"), "cramp": node("PROBE_Cramp", clip=("clip", 0), on=False),
+                  "show": node("PROBE_Digest", clip=("cramp", 0), key="room again")})  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["../out", "mine/", "a?b", "", ".."])
+def test_a_prefix_that_cannot_be_used_is_refused_before_the_work(host: Host, prefix: str) -> None:
+    if prefix:
+        message = host.refused({"clip": pocket_node("clean"), "attack": _inject(steps=5000, save_as=prefix)})
+        assert "expected the first part of a name in ComfyUI's output/clip" in message
+        assert "Choose another name." in message
+    graph: Graph = {
+        "clip": pocket_node("clean"),
+        "scan": scan(("clip", 0)),
+        "save": node("AMDET_SaveReport", report=("scan", 1), filename_prefix=prefix),
+    }
+    assert "expected the first part of a name in ComfyUI's output," in host.refused(graph)
 
 
 def test_an_injected_clone_answers_to_its_trigger_survives_saving_and_the_original_is_untouched(host: Host) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from amdet_core import formats, pocket, trust
 from amdet_core.anchors import Anchors, learn_known, trusted, vouch
-from amdet_core.encoder import TOKEN_TABLE, TextEncoder
+from amdet_core.encoder import PROJECTION, TOKEN_TABLE, TextEncoder
 from amdet_core.errors import EncoderError
 from amdet_core.formats import write_encoder
 from amdet_core.trust import TrustStore
@@ -174,3 +174,41 @@ def test_files_of_known_hash_become_anchors_and_are_hashed_once(
     assert found.info.chosen == "trusted"
     monkeypatch.setattr(trust, "known_file", lambda path: pytest.fail(f"{path} was hashed again"))
     learn_known([official], TrustStore(store))
+
+
+# ------------------------------------------------------------------ the text projection
+
+
+def projected(encoder: TextEncoder, seed: int | None) -> TextEncoder:
+    """The encoder with a random text projection; None: without one."""
+    if seed is None:
+        return encoder
+    spec = encoder.spec.model_copy(update={"projection": 32})
+    weight = torch.randn((32, spec.width), generator=torch.Generator().manual_seed(seed))
+    return TextEncoder(spec, {**encoder.weights, PROJECTION: weight}, encoder.tokenizer)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "identical", "note"),
+    [
+        (1, 1, True, None),
+        (None, 1, True, None),
+        (2, 1, False, "its text projection differs from the anchor's by 1"),
+        (1, None, True, "its text projection has none to be compared with"),
+    ],
+)
+def test_another_text_projection_is_no_identity_and_one_that_cannot_be_compared_is_named(
+    toy: TextEncoder, tmp_path: Path, store: Path, stored: bool, dtype: torch.dtype,
+    ours: int | None, theirs: int | None, identical: bool, note: str | None,
+) -> None:  # fmt: skip
+    official = save(projected(toy, theirs), tmp_path / "official.safetensors")
+    if stored:
+        vouch(official, None, store)
+    suspect = save(projected(toy, ours), tmp_path / "suspect.safetensors", dtype)
+    found = match("auto" if stored else str(official), suspect, store)
+    assert found.identical is identical
+    said = [line for line in found.notes if "projection" in line]
+    assert len(said) == (note is not None)
+    assert note is None or note in said[0]

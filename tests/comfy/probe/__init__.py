@@ -246,6 +246,60 @@ class Nearness(Probe):
         return {"ui": {"text": [json.dumps(near)]}}
 
 
+class WithEncodersOf(Probe):
+    """A text in a CLIP with an anchor's encoders, held against what each of the two makes of it."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"clip": ("CLIP",), "anchor": ("CLIP",), "text": ("STRING", {})}}
+
+    def run(self, clip: Any, anchor: Any, text: str) -> dict[str, Any]:
+        made = pack(".nodes.comfy_clip").with_encoders_of(clip, anchor)
+        seen = {}
+        for name, one in (("made", made), ("clip", clip), ("anchor", anchor)):
+            seen[name] = one.encode_from_tokens(one.tokenize(text), return_pooled=True)
+        apart = {
+            f"{part} from {name}": float((seen["made"][i] - seen[name][i]).abs().max())
+            for i, part in enumerate(("tokens", "pooled"))
+            for name in ("clip", "anchor")
+            if seen["made"][i].shape == seen[name][i].shape
+        }
+        return {"ui": {"text": [json.dumps(apart)]}}
+
+
+class NoClip:
+    """Nothing where a CLIP is asked for, as of a checkpoint without a text encoder."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "run", ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+    def run(self) -> tuple[None]:
+        return (None,)
+
+
+class LastLayer:
+    """A CLIP with other weights in the last layer of one encoder."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "run", ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"clip": ("CLIP",), "encoder": ("STRING", {})}}
+
+    def run(self, clip: Any, encoder: str) -> tuple[Any]:
+        changed = clip.clone()
+        layers = getattr(clip.cond_stage_model, encoder).transformer.text_model.encoder.layers
+        prefix = f"{encoder}.transformer.text_model.encoder.layers.{len(layers) - 1}."
+        generator = torch.Generator().manual_seed(4)
+        weights = {name: w for name, w in clip.patcher.model.state_dict().items() if name.startswith(prefix)}
+        noise = {name: ("diff", (0.02 * torch.randn(w.shape, generator=generator),)) for name, w in weights.items()}
+        assert len(changed.add_patches(noise, 1.0)) == len(noise)
+        return (changed,)
+
+
 class NoModel:
     """Nothing where a MODEL is asked for: Load LoRA then changes the CLIP alone."""
 
@@ -285,22 +339,25 @@ class LoadLora:
 
 
 class Cramp:
-    """From now on the device has room for two candidates at once, and says so on the third."""
+    """From now on the device has room for so many candidates at once, and says so on one more."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "probe", "run", ("CLIP",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"clip": ("CLIP",), "on": ("BOOLEAN", {"default": True})}}
+        return {
+            "required": {"clip": ("CLIP",), "on": ("BOOLEAN", {"default": True})},
+            "optional": {"room": ("INT", {"default": 2})},
+        }
 
-    def run(self, clip: Any, on: bool) -> tuple[Any]:
+    def run(self, clip: Any, on: bool, room: int = 2) -> tuple[Any]:
         tails = pack(".amdet_core.contrast").Tails
         whole = getattr(tails, "_whole", tails.collapses)
         tails._whole = whole
         out_of_memory = pack(".amdet_core.memory").OUT_OF_MEMORY
 
         def cramped(self: Any, vectors: Any, *args: Any, **kwargs: Any) -> Any:
-            if len(vectors) > 2 and torch.is_grad_enabled():
+            if len(vectors) > room and torch.is_grad_enabled():
                 raise out_of_memory("no room (made up)")
             return whole(self, vectors, *args, **kwargs)
 
@@ -308,5 +365,8 @@ class Cramp:
         return (clip,)
 
 
-NODES = (Digest, Parity, Effective, Difference, Small, Projected, Vision, Nearness, NoModel, LoadLora, Cramp)
+NODES = (
+    Digest, Parity, Effective, Difference, Small, Projected, Vision, Nearness, WithEncodersOf, NoClip, LastLayer,
+    NoModel, LoadLora, Cramp,
+)  # fmt: skip
 NODE_CLASS_MAPPINGS = {f"PROBE_{node.__name__}": node for node in NODES}
