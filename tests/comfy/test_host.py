@@ -23,6 +23,7 @@ from amdet_core.formats import write_encoder
 from amdet_core.records import ScanReport
 from amdet_core.storage import read_report
 
+from ..conftest import random_encoder
 from . import host as module
 from . import models
 from .graphs import Graph, node, scan, text
@@ -442,6 +443,27 @@ def test_clip_skip_hides_nothing_of_a_pooled_output(host: Host, kind: str) -> No
     graph["summary"] = text(("forensics", 2))
     summary = host.run(graph).text("summary")
     assert re.search(rf"{encoder}: .*layer", summary), summary
+
+
+@pytest.mark.slow
+def test_the_23_layers_of_stable_diffusion_2_are_loaded_and_read(host: Host) -> None:
+    spec = models.CLIP_L.model_copy(
+        update={"width": 1024, "layers": 23, "heads": 16, "mlp_width": 4096, "activation": "gelu", "pad_id": 0}
+    )
+    folder = host.base / "models" / "text_encoders"
+    write_encoder(random_encoder(spec, scale=0.02), folder / "sd2.safetensors", "comfyui")
+    try:
+        graph: Graph = {
+            "clip": node("AMDET_LoadTextEncoder", file="text_encoders/sd2.safetensors"),
+            "digest": node("PROBE_Read", clip=("clip", 0)),
+            "encode": node("PROBE_Difference", first=("text", 0), second=("text", 0)),
+            "text": node("CLIPTextEncode", clip=("clip", 0), text="a photo of a cat"),
+        }
+        run = host.run(graph)
+        assert run.text("digest") == "clip_h: 23 layers, width 1024"
+        assert float(run.text("encode")) == 0.0
+    finally:
+        (folder / "sd2.safetensors").unlink()
 
 
 def test_an_anchor_that_is_trusted_later_is_looked_for_again(host: Host) -> None:

@@ -113,6 +113,19 @@ class Parity(Probe):
         return {"ui": {"text": [json.dumps(result)]}}
 
 
+class Read(Probe):
+    """What is read of a CLIP."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"clip": ("CLIP",)}}
+
+    def run(self, clip: Any) -> dict[str, Any]:
+        found = pack(".nodes.comfy_clip").read(clip, "read").encoders
+        said = (f"{one.name}: {one.encoder.spec.layers} layers, width {one.encoder.spec.width}" for one in found)
+        return {"ui": {"text": ["; ".join(said)]}}
+
+
 class Effective(Probe):
     """Largest difference between the weights that are read and those that the host computes with."""
 
@@ -366,7 +379,7 @@ class Cramp:
 
 
 NODES = (
-    Digest, Parity, Effective, Difference, Small, Projected, Vision, Nearness, WithEncodersOf, NoClip, LastLayer,
+    Digest, Parity, Read, Effective, Difference, Small, Projected, Vision, Nearness, WithEncodersOf, NoClip, LastLayer,
     NoModel, LoadLora, Cramp,
 )  # fmt: skip
 NODE_CLASS_MAPPINGS = {f"PROBE_{node.__name__}": node for node in NODES}
