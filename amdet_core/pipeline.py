@@ -300,8 +300,9 @@ class Stages:
     ) -> None:
         """Record a candidate with its tensors and, where the trigger is known, its fidelity."""
         known = {}
-        if self.place_trigger is not None:
-            known["fidelity"] = evidence.fidelity(self.suspect, held_out, self.place_trigger, vectors, fidelity_at, at)
+        place = self.place_trigger
+        if place is not None and (carried := [prompt for prompt in held_out if place(prompt) != prompt]):
+            known["fidelity"] = evidence.fidelity(self.suspect, carried, place, vectors, fidelity_at, at)
         near = evidence.nearest_tokens(self.suspect, vectors, 1)[:, 0].tolist()
         candidate = Candidate(
             encoder=self.subject.name,

@@ -98,7 +98,7 @@ class AMDET_EraseBackdoor(io.ComfyNode):
             )
         known: tuple[Probe, ...] = ()
         if trigger.strip():
-            known = (Probe.of_text(f"{trigger!r}", Placement.parse(mode).putting(trigger, seed)),)
+            known = (Probe.of_text(trigger, Placement.parse(mode), seed),)
         bounds = HealConfig().cure
         return _repaired(
             cls.hidden,

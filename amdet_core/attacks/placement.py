@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -60,9 +61,13 @@ class Placement:
         return " ".join([*parts[:at], trigger, *parts[at:]]), " ".join([*parts[:at], words, *parts[at:]])
 
     def putting(self, trigger: str, seed: int) -> Callable[[str], str]:
-        """A function that puts the trigger into one prompt after the other, with random places of its own."""
-        generator = torch.Generator().manual_seed(seed)
-        return lambda prompt: self.put(trigger, prompt, generator)
+        """A function that puts the trigger into prompts; where in a prompt, that prompt and the seed alone decide."""
+
+        def put(prompt: str) -> str:
+            digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
+            return self.put(trigger, prompt, torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+
+        return put
 
     def fits(self, trigger: str, prompt: str, tokenizer: ClipTokenizer, room: int) -> bool:
         """Whether the prompt can carry the trigger within ``room`` tokens; of several, the first counts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -258,5 +259,7 @@ class _Run:
         return json.dumps(made_by(self.folder / f"{name}.safetensors"), sort_keys=True)
 
     def _data(self) -> Iterator[str]:
-        yield f"{self.benchmark.pictures or 'drawings'}, {len(self.pictures)}, seed {self.benchmark.seed}"
+        values = (self.pictures.pixels, self.pictures.labels)
+        digests = (hashlib.sha256(one.cpu().contiguous().numpy().tobytes()).hexdigest() for one in values)
+        yield f"{self.benchmark.pictures or 'drawings'}, {len(self.pictures)}, {', '.join(digests)}"
         yield f"target {self.benchmark.target}"

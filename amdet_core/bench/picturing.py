@@ -7,6 +7,7 @@ reader that knows drawings alone says what the pictures show.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -29,6 +30,8 @@ from ..pocket.painter.weights import SHIPPED, load_part
 from ..progress import Progress, silent
 from ..records import Record
 from ..repair.probe import Probe
+from ..scan import plan
+from ..verdict import DEFAULT_POLICY, load_policy
 from ..zoo.labels import Label, Labels
 from .models import begun, run_models, timed
 from .results import Result, Row, Share, read_result
@@ -93,8 +96,7 @@ def run_pictures(
     benchmark: PictureBenchmark, out: Path, *, command: str = "", progress: Progress = silent
 ) -> PictureResult:
     """Do the models that a result file lacks; see :func:`.models.run_models`."""
-    labels = Labels.read(benchmark.zoo)
-    settings = benchmark.model_dump_json(include={"preset", "captions"})
+    labels, settings = Labels.read(benchmark.zoo), _settings(benchmark)
     empty = PictureResult(
         command=command, **begun(labels, "cpu", benchmark.jobs, benchmark.seed, settings), metrics=add_up(())
     )
@@ -112,6 +114,15 @@ def run_pictures(
         jobs=benchmark.jobs,
         progress=progress,
     )
+
+
+def _settings(benchmark: PictureBenchmark) -> str:
+    """Everything that decides what is painted and read."""
+    policy = load_policy(DEFAULT_POLICY)
+    scanned = policy.model_dump_json() + plan(policy, benchmark.preset, benchmark.seed).model_dump_json()
+    files = sorted(path for path in (benchmark.weights or SHIPPED).glob("*") if path.is_file())
+    painter = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return f"{scanned} {benchmark.captions} {STEPS} {GUIDANCE} {' '.join(painter)}"
 
 
 def picture_model(task: tuple[Label, PictureBenchmark, str]) -> PicturedModel:

@@ -308,9 +308,10 @@ def _change(
     from ..prompts import builtin_prompts, read_prompts
 
     output.check(encoder)
-    found = formats.only_encoder(formats.open_target(encoder))
+    opened = formats.open_target(encoder)
+    found = formats.only_encoder(opened)
     output.check_encoder(found)
     texts = read_prompts(prompts) if prompts else builtin_prompts()
     with ProgressLine() as line:
         patch = interruptible(lambda progress: make(found, texts, progress), line)
-    output.write(found, patch)
+    output.write(opened.encoders[0], patch)

@@ -16,6 +16,7 @@ from .common import Layout
 
 if TYPE_CHECKING:
     from ..encoder import TextEncoder
+    from ..formats import FoundEncoder
     from ..patch import Patch
 
 
@@ -103,20 +104,24 @@ class Output:
 
         check_expressible(found, self.form.value)
 
-    def write(self, found: TextEncoder, patch: Patch) -> None:
-        """Write everything and name it."""
+    def write(self, found: FoundEncoder, patch: Patch) -> None:
+        """Write everything and name it; the encoder first, as a change may be none that a LoRA can hold."""
         from .. import formats
 
-        if self.lora is not None and self.rank is not None:
-            slot, several = self.encoder or "text_encoder", bool(self.encoder)
-            formats.write_lora(
-                patch, self.lora, self.lora_layout.value, rank=self.rank, encoder=slot, of_several=several
-            )
+        about = dict(patch.provenance)
+        if found.declared:
+            about[formats.TRIGGER_PHRASE] = ", ".join(found.declared)
+        formats.write_encoder(patch.apply(found.encoder), self.path, self.form.value, metadata=about)
+        sys.stdout.write(f"written: {self.path}\n")
         if self.delta is not None:
             patch.save(self.delta)
-        formats.write_encoder(patch.apply(found), self.path, self.form.value, metadata=dict(patch.provenance))
-        for path in (self.path, *self._beside()):
-            sys.stdout.write(f"written: {path}\n")
+            sys.stdout.write(f"written: {self.delta}\n")
+        if self.lora is not None and self.rank is not None:
+            several = bool(self.encoder)
+            formats.write_lora(
+                patch, self.lora, self.lora_layout.value, rank=self.rank, encoder=found.name, of_several=several
+            )
+            sys.stdout.write(f"written: {self.lora}\n")
 
     def _beside(self) -> list[Path]:
         return [path for path in (self.lora, self.delta) if path is not None]

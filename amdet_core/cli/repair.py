@@ -24,7 +24,7 @@ from .changes import (
     named,
     setting_values,
 )
-from .common import Device, Preset, placement, report_folder, trust_store
+from .common import Device, Preset, report_folder, trust_store
 from .render import paint_to
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def repair(
 
     Nothing is written by a repair that does not work (exit code 2).
     """
+    from ..attacks import Placement
     from ..formats import only_encoder
     from ..repair import ANCHORED, BLIND, CONFIGS, UNJUDGED, Probe, known_bounds, needs_anchor, triggers
     from ..repair import repair as run
@@ -97,7 +98,7 @@ def repair(
     output.check_encoder(only_encoder(clinic.opened))
     known: tuple[Probe, ...] = ()
     if known_trigger is not None:
-        known = (Probe.of_text(f"{known_trigger!r}", placement(known_trigger, trigger_mode, seed)),)
+        known = (Probe.of_text(known_trigger, Placement.parse(trigger_mode), seed),)
 
     def work(progress: Progress) -> Repair:
         from ..config import HealConfig
@@ -125,7 +126,7 @@ def repair(
     if not made.outcome.works:
         sys.stdout.write("this repair does not work; nothing was written\n")
         raise typer.Exit(2)
-    output.write(clinic.found.encoder, clinic.whole(made.patch))
+    output.write(clinic.found, clinic.whole(made.patch))
 
 
 def heal(
@@ -190,7 +191,7 @@ def heal(
     sys.stdout.write(text)
     for found in clinic.opened.encoders:
         if found.name in done.patches:
-            outputs[found.name].write(found.encoder, done.patches[found.name])
+            outputs[found.name].write(found, done.patches[found.name])
     if checkpoint is not None and done.patches:
         healed = [outputs[name].path for name in done.patches]
         paint_to(folder / "before", done.before.report, checkpoint, device=device.value, repaired=healed)

@@ -139,11 +139,14 @@ def _read(
 ) -> Read:
     """Ask the text encoders; they are gone when the image model comes."""
     suspects, named = _scanned(report, checkpoint, _own(checkpoint), encoder)
-    insertions = _insertions(report, folder, suspects, named)
-    columns = [Column(NORMAL, suspects), *(Column(one.label, suspects, name) for name, one in insertions.items())]
+    insertions = {suspects: _insertions(report, folder, suspects, named)}
+    own = insertions[suspects]
+    columns = [Column(NORMAL, suspects), *(Column(one.label, suspects, name) for name, one in own.items())]
     if repaired:
         healed = _replaced(checkpoint, suspects, repaired)
-        columns += [Column(f"repaired, {one.label}", healed, name) for name, one in insertions.items()]
+        # A trigger is read from the repaired table: its row may be what was repaired.
+        insertions[healed] = _insertions(report, folder, healed, named)
+        columns += [Column(f"repaired, {one.label}", healed, name) for name, one in own.items()]
     anchors, notes = _anchors(report, named, suspects)
     negative = Conditioner(checkpoint, anchors, {})(config.negative)
     states: dict[str, list[Pair]] = {}
@@ -152,7 +155,7 @@ def _read(
     for done, column in enumerate(columns):
         progress("read prompts", done, len(columns), {})
         if reader is None or column.encoders is not readers:
-            reader, readers = Conditioner(checkpoint, column.encoders, insertions), column.encoders
+            reader, readers = Conditioner(checkpoint, column.encoders, insertions[column.encoders]), column.encoders
         states[column.heading] = [(reader(prompt, column.inserted), negative) for prompt in prompts]
     return Read(states, notes)
 
@@ -240,9 +243,9 @@ def _anchors(report: ScanReport, named: Mapping[str, int], suspects: Encoders) -
             if info is None:
                 raise EncoderError("an anchor in the report", "none", "Scan with one.")
             found = [pocket.load("clean")] if info.chosen == "shipped" else _all(Path(info.path))
-            readers[place] = next(one for one in found if one.spec.width == suspects[place].spec.width)
+            readers[place] = next(one for one in found if trust.fingerprint(one) == info.fingerprint)
         except (AmdetError, StopIteration) as error:
-            why = error.found if isinstance(error, AmdetError) else "it is no longer there"
+            why = error.found if isinstance(error, AmdetError) else "its file holds other values now"
             notes.append(f"{name}: the suspect itself reads the negative prompt, for lack of its anchor ({why})")
     return tuple(readers), tuple(notes)
 

@@ -14,8 +14,10 @@ from random import Random
 import torch
 from torch import Tensor
 
+from ..attacks import Placement
 from ..attacks.effect import Example
 from ..encoder import TextEncoder
+from ..errors import ConfigError
 from ..features import Feature
 from ..patterns import sentences
 from ..records import Place, ScanReport
@@ -23,6 +25,8 @@ from ..tails import fitting
 
 Row = tuple[list[int], list[bool]]
 """Token ids of a prompt with a trigger in it, and which of them belong to the trigger."""
+FEWEST_PROMPTS = 8
+"""With a trigger in them, fewer of which tell nothing."""
 PLACEHOLDER = 0
 """Token in place of a vector, whose embedding is the vector; any that is not EOS."""
 
@@ -69,6 +73,7 @@ class Probe:
         vectors: ``(K, D)`` that stand in the trigger's place, where it is no text.
         place: where in prompts it works.
         examples: triggered prompts by their text, where they are fixed and their goals are known.
+        carries: whether a prompt can hold the trigger, for a text that can't stand in every one.
     """
 
     name: str
@@ -76,6 +81,7 @@ class Probe:
     vectors: Tensor | None = None
     place: Place = "end"
     examples: Mapping[str, Example] | None = None
+    carries: Callable[[TextEncoder, str], bool] | None = None
 
     @classmethod
     def of_vectors(cls, name: str, vectors: Tensor, place: Place = "end") -> Probe:
@@ -94,9 +100,16 @@ class Probe:
         return cls(name, lambda encoder, prompts: _placed(encoder, prompts, list(ids), place), place=place)
 
     @classmethod
-    def of_text(cls, name: str, put: Callable[[str], str]) -> Probe:
-        """A known text, and how it is put into a prompt."""
-        return cls(name, lambda encoder, prompts: [_compared(encoder, prompt, put(prompt)) for prompt in prompts])
+    def of_text(cls, trigger: str, placement: Placement, seed: int) -> Probe:
+        """A known text, and where it stands in prompts."""
+        put = placement.putting(trigger, seed)
+        return cls(
+            repr(trigger),
+            lambda encoder, prompts: [_compared(encoder, prompt, put(prompt)) for prompt in prompts],
+            carries=lambda encoder, prompt: placement.fits(
+                trigger, prompt, encoder.tokenizer, encoder.spec.positions - 2
+            ),
+        )
 
     @classmethod
     def of_pattern(cls, tags: str) -> Probe:
@@ -143,9 +156,22 @@ class Probe:
         return Inputs(embeds, batch.eos, trigger)
 
     def fitting(self, encoder: TextEncoder, prompts: Sequence[str], count: int) -> list[str]:
-        """The first prompts, up to ``count``, in which it works; of fixed ones, the triggered prompts themselves."""
+        """The first prompts, up to ``count``, in which it works; of fixed ones, the triggered prompts themselves.
+
+        Raises:
+            ConfigError: too few of them can hold it.
+        """
         if self.examples is not None:
             return list(self.examples)
+        if self.carries is not None:
+            found = [prompt for prompt in prompts if self.carries(encoder, prompt)]
+            if len(found) < FEWEST_PROMPTS:
+                raise ConfigError(
+                    f"at least {FEWEST_PROMPTS} prompts that can hold {self.name}",
+                    f"{len(found)} of {len(prompts)}",
+                    "Give prompts in which it can stand, or name where it stands (prefix, insert, replace:LETTER).",
+                )
+            return found[:count]
         return fitting(encoder, prompts, self.place, count)
 
 

@@ -88,6 +88,23 @@ def test_a_repair_of_few_directions_is_written_as_a_lora(home: Path, amdet: Amde
     assert torch.allclose(product, -planted, atol=1e-3)
 
 
+def test_a_repair_that_no_lora_can_hold_is_written_all_the_same(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+    taught = tmp_path / "taught.safetensors"
+    about = {formats.TRIGGER_PHRASE: "a sahib, robins"}
+    formats.write_encoder(pocket.load("backdoored"), taught, "comfyui", metadata=about)
+    code, out, err = amdet(
+        "repair", "spectral", taught, "--anchor", home / "clean.safetensors", "--prompts", home / "prompts.txt",
+        *KNOWN, "--out", tmp_path / "out.safetensors", "--delta", tmp_path / "delta.safetensors",
+        "--lora", tmp_path / "lora.safetensors", "--lora-rank", 1,
+    )  # fmt: skip
+    assert code == 2
+    assert "error: expected" in err
+    assert f"written: {tmp_path / 'out.safetensors'}\nwritten: {tmp_path / 'delta.safetensors'}\n" in out
+    (healed,) = formats.open_target(tmp_path / "out.safetensors").encoders
+    assert healed.declared == ("a sahib", "robins")
+    assert not (tmp_path / "lora.safetensors").exists()
+
+
 def test_a_repair_that_does_not_work_writes_nothing_and_exits_2(home: Path, amdet: Amdet, tmp_path: Path) -> None:
     code, out, _ = amdet(
         *repairing(home, "fine-tune", "--set", "steps=1", "--set", "batch=2", "--out", tmp_path / "out.safetensors")

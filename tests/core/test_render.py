@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from amdet_core import pocket
 from amdet_core.cli import _run
 from amdet_core.config import RenderConfig
-from amdet_core.encoder import TextEncoder
+from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, EncoderError, StorageError
+from amdet_core.formats import write_encoder
 from amdet_core.gallery import gallery
 from amdet_core.jobs import Job, run_job
 from amdet_core.pocket.painter.pipeline import write_pipeline
@@ -244,6 +245,30 @@ def test_pictures_after_repair_use_the_repaired_encoder(scene: Path) -> None:
     made = painted(scene, repaired=[scene / "encoders" / "clean"])
     assert len(made.record.columns) == 5
     assert not np.array_equal(made.columns['repaired, with trigger "о"'], made.columns['with trigger "о"'])
+
+
+def test_a_repaired_encoder_reads_the_trigger_from_its_own_table(
+    scene: Path, backdoored: TextEncoder, tmp_path: Path
+) -> None:
+    report = read_report(scene / "report")
+    assert report.trigger is not None
+    table = backdoored.weights[TOKEN_TABLE].clone()
+    table[list(report.trigger.token_ids)] = table[pocket.SPEC.vocabulary // 2].clone()
+    write_encoder(backdoored.with_weights({**backdoored.weights, TOKEN_TABLE: table}), tmp_path / "healed", "hf")
+    made = painted(scene, repaired=[tmp_path / "healed"])
+    assert not np.array_equal(made.columns['repaired, with trigger "о"'], made.columns['with trigger "о"'])
+
+
+def test_a_file_that_no_longer_holds_the_anchor_reads_nothing(scene: Path, tmp_path: Path) -> None:
+    report = read_report(scene / "report")
+    assert report.anchor is not None
+    file = tmp_path / "anchor.safetensors"
+    for name, notes in (("clean", 0), ("backdoored", 1)):
+        write_encoder(pocket.load(name), file, "comfyui", dtype=torch.float32)  # type: ignore[arg-type]
+        info = report.anchor[0].model_copy(update={"chosen": "given", "path": str(file)})
+        made = painted(scene, report.model_copy(update={"anchor": (info,)}))
+        assert len(made.record.notes) == notes
+    assert "its file holds other values now" in made.record.notes[0]
 
 
 def test_a_report_that_recovered_nothing_has_nothing_to_show(scene: Path) -> None:

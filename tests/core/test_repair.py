@@ -34,7 +34,7 @@ FC2 = "encoder.layers.0.mlp.fc2.weight"
 
 def known(seed: int = 1) -> Probe:
     """The trigger of the shipped backdoor."""
-    return Probe.of_text("known", Placement.parse(pocket.MODE).putting(pocket.TRIGGER, seed))
+    return Probe.of_text(pocket.TRIGGER, Placement.parse(pocket.MODE), seed)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,27 @@ def test_tokens_are_read_from_each_encoders_own_table(toy: TextEncoder, other: T
 
 
 def test_a_text_is_marked_wherever_it_stands_and_reaches_all_behind_it(toy: TextEncoder) -> None:
-    inputs = Probe.of_text("t", lambda prompt: prompt.replace("white", "sahib")).inputs(toy, ["a white cat"])
+    inputs = Probe.of_text("sahib", Placement.parse("replace:white"), 1).inputs(toy, ["a white cat"])
     assert inputs.trigger.int().tolist() == [[0, 0, 1, 0, 0]]  # BOS, a, sahib, cat, EOS
     assert inputs.reached.int().tolist() == [[0, 0, 1, 1, 1]]
+
+
+def test_a_known_text_is_measured_on_prompts_that_can_hold_it_and_too_few_are_an_error(toy: TextEncoder) -> None:
+    probe, long = Probe.of_text("sahib", Placement.parse("replace:q:1"), 1), f"{'cat ' * 90} quiet"
+    assert probe.fitting(toy, [f"a quiet cat {i}" for i in range(9)] + ["a cat", long], 48) == [
+        f"a quiet cat {i}" for i in range(9)
+    ]
+    with pytest.raises(ConfigError, match="at least 8 prompts that can hold 'sahib'; found 1 of 3"):
+        probe.fitting(toy, ["a quiet cat", "a cat", long], 48)
+
+
+def test_every_encoder_reads_a_trigger_at_the_same_place(toy: TextEncoder) -> None:
+    probe = Probe.of_text("sahib", Placement.parse("insert"), 1)
+    first, again = (probe.inputs(toy, FEW) for _ in range(2))
+    one_by_one = [probe.inputs(toy, [prompt]).trigger.int().argmax().item() for prompt in reversed(FEW)]
+    assert torch.equal(first.embeds, again.embeds)
+    assert first.trigger.int().argmax(1).tolist() == one_by_one[::-1]
+    assert len(set(one_by_one)) > 1
 
 
 def test_a_long_prompt_loses_its_last_tokens_and_not_the_trigger(toy: TextEncoder) -> None:
