@@ -88,8 +88,9 @@ class Anchors:
         notes = _added_tokens(suspect)
         if same := self._identity(suspect, own):
             entry, info = same
-            notes += () if entry.projections else _projection(suspect)
-            return Anchor(own, info=info, identical=True, notes=notes)
+            known = bool(entry.projections) or PROJECTION not in suspect.encoder.weights
+            if known or not self.given:  # what is given may have a projection to compare with
+                return Anchor(own, info=info, identical=True, notes=notes if known else notes + _projection(suspect))
         if self.given:
             chosen: trust.Anchor | None = self._given(suspect)
         elif self.search:
@@ -250,17 +251,24 @@ def _fewer_layers(suspect: FoundEncoder, anchor: TextEncoder) -> tuple[str, ...]
 
 def _projection(suspect: FoundEncoder, anchor: TextEncoder | None = None) -> tuple[str, ...]:
     """What is to be said of a text projection, which takes no part in a scan."""
-    own = suspect.encoder.weights.get(PROJECTION)
-    other = None if anchor is None else anchor.weights.get(PROJECTION)
-    if own is None:
+    if PROJECTION not in suspect.encoder.weights:
         return ()
     reads = "through it SDXL and SD3 read the pooled output, and a backdoor in it is not looked for"
-    if other is None or own.shape != other.shape:
+    apart = projection_change(suspect, anchor)
+    if apart is None:
         return (f"{suspect.name}: its text projection has none to be compared with; {reads}",)
+    return (f"{suspect.name}: its text projection differs from the anchor's by {apart:.1%}; {reads}",) if apart else ()
+
+
+def projection_change(suspect: FoundEncoder, anchor: TextEncoder | None) -> float | None:
+    """Relative change of a text projection, 0 where it is the anchor's or a cast of it; None where either has none."""
+    own = suspect.encoder.weights.get(PROJECTION)
+    other = None if anchor is None else anchor.weights.get(PROJECTION)
+    if own is None or other is None or own.shape != other.shape:
+        return None
     if torch.equal(own, other) or any(torch.equal(forensics.rounded(other, cast), own) for cast in forensics.CASTS):
-        return ()
-    apart = float((own - other).norm() / other.norm())
-    return (f"{suspect.name}: its text projection differs from the anchor's by {apart:.1%}; {reads}",)
+        return 0.0
+    return float((own - other).norm() / other.norm())
 
 
 def _no_anchor(suspect: FoundEncoder) -> str:

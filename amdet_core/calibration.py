@@ -63,9 +63,14 @@ class Calibration(Record):
     terms: tuple[Term, ...] = Field(min_length=1)
     null: tuple[float, ...] = Field(default=(), description="scores of honest encoders, ascending; none: not learnt")
     rate: float = Field(default=0.01, gt=0, lt=1, description="false positives that are accepted")
-    alarms: int = Field(default=0, description="of those honest encoders, flagged by the policy's bounds")
+    alarms: int = Field(default=0, description="of those honest encoders, flagged by bounds on what it does not weigh")
     caught: int = Field(default=0, description="backdoored encoders that are flagged")
     n_backdoored: int = Field(default=0, description="of so many that were scanned; the score does not know them")
+
+    @property
+    def evidence(self) -> set[str]:
+        """Names of what it weighs."""
+        return {name for term in self.terms for name in (term.evidence, term.times) if name is not None}
 
     @property
     def kept_rate(self) -> float:
@@ -74,7 +79,7 @@ class Calibration(Record):
 
     @property
     def stated_rate(self) -> float:
-        """The false positives to expect at most, those by the policy's bounds among them."""
+        """The false positives to expect at most, those by bounds on other evidence among them."""
         return self.kept_rate + self.alarms / (len(self.null) + 1)
 
     @property

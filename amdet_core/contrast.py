@@ -26,7 +26,7 @@ from . import tails as carriers
 from .config import ContrastConfig
 from .encoder import TOKEN_TABLE, TextEncoder
 from .errors import NumericalError
-from .memory import Batches
+from .memory import Batches, double
 from .progress import Progress, silent
 from .records import Place
 from .tails import Side, Tails
@@ -59,7 +59,7 @@ class Collapse:
     Attributes:
         suspect: collapse of the suspect's pooled states, -1 to 1.
         anchor: the same of the anchor's.
-        half_width: of the 95% jackknife interval of their difference.
+        half_width: of the 95% jackknife interval of the gap.
         n: prompts.
         target: ``(D,)``, unit direction to which the suspect's centred pooled state is pulled.
         place: where in the prompts the trigger stood.
@@ -75,14 +75,14 @@ class Collapse:
     @classmethod
     def of(cls, own: Tensor, other: Tensor, place: Place) -> Collapse:
         """From unit centred pooled states ``(B, D)`` of suspect and anchor."""
-        own, other = own.double(), other.double()
+        own, other = double(own), double(other)
         half_width = 1.96 * _jackknife(own, other)
         return cls(_mean_pair(own), _mean_pair(other), half_width, len(own), F.normalize(own.mean(0), dim=0), place)
 
     @property
     def gap(self) -> float:
-        """How much more the suspect collapses than the anchor."""
-        return self.suspect - self.anchor
+        """How much more the suspect collapses than the anchor, of what the anchor leaves: see :func:`.losses.lost`."""
+        return float(losses.lost(*torch.tensor([self.suspect, self.anchor], dtype=torch.float64)))
 
 
 def gaps(tails: Sequence[Tails], vectors: Tensor, anchor_vectors: Tensor | None = None) -> Tensor:
@@ -230,11 +230,11 @@ def _mean_pair(unit: Tensor) -> float:
 
 
 def _jackknife(own: Tensor, other: Tensor) -> float:
-    """Standard error of the difference of two mean pairwise cosines over the same prompts."""
+    """Standard error of the gap of two mean pairwise cosines over the same prompts."""
     n = len(own)
     left_out = torch.stack([((u.sum(0) - u).square().sum(-1) - (n - 1)) / ((n - 1) * (n - 2)) for u in (own, other)])
-    difference = left_out[0] - left_out[1]
-    return float(((n - 1) / n * (difference - difference.mean()).square().sum()).sqrt())
+    gaps = losses.lost(*left_out)
+    return float(((n - 1) / n * (gaps - gaps.mean()).square().sum()).sqrt())
 
 
 def _finite(loss: Tensor, step: int) -> Tensor:

@@ -16,6 +16,7 @@ from . import contrast, losses, patterns, sweep
 from . import tails as carriers
 from .contrast import Collapse
 from .encoder import TOKEN_TABLE, TextEncoder, splice
+from .memory import double
 from .records import ALONE, RUNS, Evidence, Lead, Pattern, Patterns, Place, Sweep, Trigger
 from .sweep import Swept
 from .tails import Side
@@ -79,6 +80,15 @@ def gap(name: str, collapse: Collapse, encoder: str) -> Evidence:
     )
 
 
+def spread(suspect: Side, anchor: Side, n: int, encoder: str) -> Evidence:
+    """How far apart clean prompts are read, as a share of how far the anchor reads them apart.
+
+    Gaps are measured around each encoder's own mean: one that reads every prompt as nearly the same shows here alone.
+    """
+    value = suspect.spread / anchor.spread
+    return Evidence(name="spread", value=value, unit="ratio", direction="lower", n=n, encoder=encoder)
+
+
 def same_target(name: str, targets: Tensor, encoder: str) -> Evidence:
     """Mean cosine of the outputs to which independent runs ``(N, D)`` lead, pair by pair.
 
@@ -110,7 +120,7 @@ class Tried:
         collapse: what it does across prompts.
         departures: how far it makes the suspect leave the anchor, by prompt.
         sigma: robust z-score of its departure among all that were tried.
-        declared: whether all its tokens belong to a phrase that the file says it was taught.
+        declared: whether a token of it belongs to a phrase that the file says it was taught.
     """
 
     ids: tuple[int, ...]
@@ -156,7 +166,7 @@ def tried(
             swept.leads[i],
             *measured[i],
             float(swept.sigmas[i]),
-            declared=taught.issuperset(map(tokenizer.spelling, swept.leads[i])),
+            declared=not taught.isdisjoint(map(tokenizer.spelling, swept.leads[i])),
         )
         for i in indices
     ]
@@ -178,7 +188,7 @@ def of_leads(stage: str, leads: Sequence[Tried], encoder: str) -> list[Evidence]
     counts whatever is declared.
     """
     most = max(_undeclared(leads), key=lambda lead: lead.departure)
-    values = most.departures.double()
+    values = double(most.departures)
     middle, half_width = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
 
     departure = Evidence(

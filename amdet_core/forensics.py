@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
 from .errors import EncoderError
+from .memory import double
 from .progress import Progress, silent
 from .records import Evidence, Forensics, LayerChange, RowChange
 from .tokenizer import ClipTokenizer
@@ -223,7 +224,7 @@ def _spectrum(delta: Tensor) -> Tensor:
     In float64 the squaring costs no accuracy that matters for shares, and it is many times faster than
     singular values.
     """
-    wide = (delta if delta.shape[0] <= delta.shape[1] else delta.T).double()
+    wide = double(delta if delta.shape[0] <= delta.shape[1] else delta.T)
     wide = wide / wide.abs().amax()
     energy: Tensor = torch.linalg.eigvalsh(wide @ wide.T).clamp_min(0).flip(0)
     return energy / energy.sum()
@@ -231,9 +232,9 @@ def _spectrum(delta: Tensor) -> Tensor:
 
 def _rows(delta: Tensor, anchor: Tensor, tokenizer: ClipTokenizer, limit: int) -> tuple[tuple[RowChange, ...], int]:
     """The token rows that moved most, and how many moved at all."""
-    ids = delta.ne(0).any(dim=1).nonzero().squeeze(1)
+    ids = delta.ne(0).any(dim=1).nonzero().squeeze(1).cpu()
     usual = float(anchor.norm(dim=1).median())
-    distances = delta[ids].norm(dim=1).double()
+    distances = double(delta.norm(dim=1).cpu()[ids])
     sigmas = _robust_z(distances)
     order = distances.argsort(descending=True, stable=True)[:limit]
     moved = [

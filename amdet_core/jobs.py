@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,21 +18,24 @@ import torch
 from pydantic import Field
 
 from . import __version__, features, formats
-from .anchors import Anchor, Anchors
+from .anchors import Anchor, Anchors, projection_change
 from .config import Config, GuardConfig, ScanConfig
 from .errors import ConfigError, EncoderError
 from .features import Feature
 from .findings import Findings, Subject
-from .formats import OpenedTarget
+from .formats import FoundEncoder, OpenedTarget
 from .guard import Guard
+from .memory import OUT_OF_MEMORY
 from .progress import Progress, silent
 from .prompts import PromptSet, builtin_prompts, read_prompts
-from .records import EncoderInfo, ScanReport, Target, Tool
+from .records import EncoderInfo, Fault, ScanReport, Target, Tool
 from .report import render_files
 from .scan import plan, scan
 from .storage import PSEUDO_TRIGGER
 from .verdict import DEFAULT_POLICY, Policy, decide, load_policy
 
+PROJECTION_DRIFT = 0.02
+"""Relative change of a text projection that training may leave; a backdoor in it takes several times as much."""
 NOT_CHECKED = (
     "The U-Net, the VAE, the image encoder, and LoRAs that are not applied: only text encoders are scanned",
     "Code inside pickle files: nothing is executed, and nothing is said about it",
@@ -118,19 +122,34 @@ def scan_opened(
     findings: list[Findings] = []
     timings = {"open": time.perf_counter() - started}
     for found, anchor in zip(opened.encoders, matched, strict=True):
-        subject = Subject(
-            name=found.name,
-            suspect=found.in_use().to(device),
-            anchor=None if anchor.encoder is None else found.in_use(anchor.encoder).to(device),
-            identical=anchor.identical,
-            declared=found.declared,
-        )
+        subject = _subject(found, anchor, device)
         findings.append(scan(subject, prompts, config, policy, place_trigger=place_trigger, progress=progress))
+        findings[-1].faults += _projection_faults(found, anchor)
+        del subject  # before the next one is put beside it
     report = _report(policy, config, prompts, opened, matched, findings)
     timings |= _stage_seconds(findings) | {"total": time.perf_counter() - started}
     report = report.model_copy(update={"timings": timings})
     recovered = tuple(feature for found in findings for feature in found.features)
     return Outcome(report, recovered, render_files(report, _feature_files(recovered, report)))
+
+
+def _subject(found: FoundEncoder, anchor: Anchor, device: torch.device) -> Subject:
+    """One encoder and its anchor where to compute: on the CPU where the device has no room for both."""
+    trusted = None if anchor.encoder is None else found.in_use(anchor.encoder)
+    here = Subject(found.name, found.in_use(), trusted, anchor.identical, found.declared)
+    if not anchor.identical:
+        with suppress(OUT_OF_MEMORY):
+            return replace(here, suspect=here.suspect.to(device), anchor=trusted and trusted.to(device))
+    return here
+
+
+def _projection_faults(found: FoundEncoder, anchor: Anchor) -> list[Fault]:
+    """A text projection that was changed by more than training changes one: what it does can't be told."""
+    apart = projection_change(found, anchor.encoder)
+    if anchor.identical or apart is None or apart <= PROJECTION_DRIFT:
+        return []
+    said = f"it differs from the anchor's by {apart:.1%}, and nothing looks through it"
+    return [Fault(stage="text projection", error="EncoderError", message=said, encoder=found.name)]
 
 
 def joined(parts: Sequence[Outcome], policy: Policy) -> Outcome:

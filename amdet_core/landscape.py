@@ -52,7 +52,7 @@ def landscape(
 
     with torch.no_grad():
         values = Batches(CHUNK).map(losses, len(points))
-    surface = torch.cat(values).view(config.grid, config.grid).double().cpu()
+    surface = torch.cat(values).view(config.grid, config.grid).cpu().double()
     eigenvalues = hessian_eigenvalues(surface, 2 * radius / (config.grid - 1))
     return Landscape(
         radius=radius,

@@ -29,6 +29,18 @@ def assimilation(states: Tensor) -> Tensor:
     return F.normalize(states, dim=-1).mean(-2).square().sum(-1)
 
 
+LEAST_LEFT = 0.4
+"""Dependence on the prompt below which what is lost of it is not magnified further."""
+
+
+def lost(own: Tensor, other: Tensor) -> Tensor:
+    """How much of the dependence on the prompt that an anchor keeps is lost in a suspect, by their collapses.
+
+    Any long text makes outputs agree; the longer it is, the less is left to lose.
+    """
+    return (own - other) / (1 - other).clamp(min=LEAST_LEFT)
+
+
 def agreement(states: Tensor, others: Tensor) -> Tensor:
     """Mean cosine of two sets of token states, token by token (eq. 17 against the suspect's own output
     without the feature, eq. 18 against the anchor's output).

@@ -1,4 +1,4 @@
-"""How much runs side by side: halved when the device has no room, with the same results."""
+"""What devices lack: room, where less runs side by side with the same results, and float64."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
 OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
+
+def double(values: Tensor) -> Tensor:
+    """In float64; on the CPU where the device, as Apple's, has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 class Batches:

@@ -39,7 +39,7 @@ from .literal import MOST, Texts
 from .progress import Progress
 from .records import Candidate, Landscape, Place
 from .sweep import Swept
-from .tails import Side, Tails
+from .tails import CENTRE_PROMPTS, Side, Tails
 from .verdict import PUBLISHED, Policy
 
 CONTRAST_PROMPTS = 64
@@ -90,6 +90,10 @@ class Stages:
         self.found.forensics = found
         self.found.evidence += forensics.evidence(found)
 
+    def spread(self) -> None:
+        """How far apart clean prompts are read, against the anchor."""
+        self.found.evidence.append(evidence.spread(*self.sides, min(len(self.fit), CENTRE_PROMPTS), self.subject.name))
+
     def sweep(self, settings: SweepConfig) -> None:
         """Every token and every character, tried as a trigger."""
         encoder = self.suspect
@@ -100,8 +104,7 @@ class Stages:
 
     def moved(self, settings: MovedConfig) -> None:
         """Texts of the tokens whose rows moved most, tried as triggers."""
-        spelling, taught = self.suspect.tokenizer.spelling, self.subject.taught
-        tokens = [token for token in self._moved() if spelling(token) not in taught][: settings.rows]
+        tokens = self._moved()[: settings.rows]
         if len(tokens) < min(settings.lengths):
             return
         seed = self.config.seed + MOVED_SEED
@@ -114,6 +117,8 @@ class Stages:
     ) -> tuple[Swept, list[Tried]]:
         """Candidates in looks at fewer and fewer of them, and those that stand out, which are kept."""
         swept = token_sweep.sweep(*self.sides, self.fit, candidates, settings, seed=seed, progress=self.progress)
+        if len(self._prompts("long", settings.held_out)) < FEWEST_LONG:  # nothing can be said of them alone
+            swept = replace(swept, places=tuple("end" if place == "long" else place for place in swept.places))
         leads = evidence.tried(
             *self.sides,
             swept,

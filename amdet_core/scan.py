@@ -129,6 +129,8 @@ def scan(
     plan: list[tuple[str, Callable[[], None]]] = []
     if anchor is not None:
         plan.append(("forensics", partial(stages.forensics, anchor)))
+    if anchor is not None and config.contrast is not None:
+        plan.append(("spread", stages.spread))
     if config.sweep is not None:
         plan.append(("sweep", partial(stages.sweep, config.sweep)))
     if config.moved is not None and anchor is not None:

@@ -52,7 +52,8 @@ class Scores:
     """What candidates do to cut prompts of one length and place, or at most in any of them; each ``(N,)``.
 
     Attributes:
-        gap: mean pairwise centred cosine across prompts, suspect minus anchor, -2 to 2; NaN for one prompt.
+        gap: mean pairwise centred cosine across prompts, suspect minus anchor, -2 to 2; NaN for one prompt. It is not
+            set against what the anchor leaves, as a gap on many prompts is: with few that magnifies noise.
         departure: mean of one minus the centred cosine of the suspect's and the anchor's output, minus
             the same without the candidate; -2 to 2.
     """

@@ -7,6 +7,7 @@ only its own positions and those behind it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +36,7 @@ LONG = 24
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One encoder with the mean ``(D,)`` of its pooled states on clean prompts.
+    """One encoder with the mean ``(D,)`` of its pooled states on clean prompts, and how far they lie from it.
 
     A deaf side reads no trigger. The suspect itself, deaf, stands in for an anchor where there is none: what a
     trigger does is then told from what prompts give without it.
@@ -44,11 +45,15 @@ class Side:
     encoder: TextEncoder
     centre: Tensor
     deaf: bool = False
+    spread: float = math.nan
+    """Mean distance of those states to their mean, as a share of its length."""
 
     @classmethod
     def of(cls, encoder: TextEncoder, prompts: Sequence[str], progress: Progress = silent) -> Side:
         """Centre an encoder on its first clean prompts."""
-        return cls(encoder, encoder.encode(prompts[:CENTRE_PROMPTS], progress=progress).mean(0))
+        pooled = encoder.encode(prompts[:CENTRE_PROMPTS], progress=progress)
+        centre = pooled.mean(0)
+        return cls(encoder, centre, spread=float((pooled - centre).norm(dim=-1).mean() / centre.norm()))
 
 
 @dataclass(frozen=True, eq=False)

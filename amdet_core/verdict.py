@@ -78,7 +78,8 @@ class Finding(Record):
 class Policy(Record):
     """A named, versioned way to judge.
 
-    With a calibration an encoder that goes further than honest ones do is suspicious, whatever its findings say.
+    With a calibration an encoder is flagged where it goes further than honest ones do; findings of what the
+    calibration weighs say how gravely, and why. Other findings flag by themselves.
     """
 
     name: str
@@ -98,6 +99,23 @@ class Policy(Record):
             if calibration.null and (values := calibration.values(measure)) is not None:
                 return calibration, values
         return None
+
+    @property
+    def family(self) -> str:
+        """The honest encoders of its first calibration, in words."""
+        return next((one.family for one in self.calibrations), "")
+
+    @property
+    def weighs(self) -> tuple[str, ...]:
+        """Names of all evidence that it asks for."""
+        asked = [condition.evidence for finding in self.findings for condition in finding.when]
+        return tuple(dict.fromkeys([*asked, *(name for one in self.calibrations for name in sorted(one.evidence))]))
+
+    @property
+    def beside(self) -> tuple[Finding, ...]:
+        """The findings that flag by themselves: of nothing that a calibration weighs."""
+        weighed = {name for one in self.calibrations for name in one.evidence}
+        return tuple(one for one in self.findings if weighed.isdisjoint(when.evidence for when in one.when))
 
 
 def _built_in() -> dict[str, Policy]:
@@ -175,7 +193,7 @@ def decide(policy: Policy, evidence: Sequence[Evidence], faults: Sequence[Fault]
         level=level,
         reasons=tuple(reasons) or ("no text encoder was measured",),
         policy=policy.name,
-        statement=_statement(level, policy, evidence) + _calibrated_to(rate),
+        statement=_statement(level, policy, evidence) + _calibrated_to(rate, policy.family),
         p_value=p_value,
         rate=rate,
     )
@@ -185,8 +203,9 @@ def score(policy: Policy, evidence: Sequence[Evidence]) -> float | None:
     """How strongly the evidence speaks for the gravest level of a policy, to rank targets by it.
 
     The largest margin of the findings at that level, over all encoders: positive exactly when one of them
-    holds. With a calibration, of all findings and, where what it weighs was measured, of the score, as a share of its
-    bound: positive exactly when the target is flagged. A target that equals trusted encoders has minus infinity.
+    holds. With a calibration, of the findings that flag by themselves and, where what it weighs was measured, of the
+    score, as a share of its bound: positive exactly when the target is flagged. A target that equals trusted encoders
+    has minus infinity.
 
     Returns:
         None where nothing was measured that these findings ask for.
@@ -203,8 +222,10 @@ def _score(policy: Policy, values: Mapping[str, float | None]) -> float | None:
     if values.get(IDENTITY) == 1:
         return -math.inf
     if policy.calibrations:
-        margins = [finding.margin(values.get) for finding in policy.findings if finding.level > Level.CLEAN]
-        if found := policy.calibrated(values.get):
+        found = policy.calibrated(values.get)
+        count = policy.beside if found else policy.findings
+        margins = [finding.margin(values.get) for finding in count if finding.level > Level.CLEAN]
+        if found:
             calibration, terms = found
             margins.append(calibration.margin(calibration.score(terms)))
         return max((margin for margin in margins if margin > -math.inf), default=None)
@@ -238,22 +259,26 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
         measured = value(condition.evidence)
         return measured is not None and condition.holds(measured)
 
-    found = [finding for finding in policy.findings if finding.holds(holds)]
+    known = policy.calibrated(value)
+    further = known is not None and known[0].flags(known[0].score(known[1]))
+    count = policy.findings if known is None or further else policy.beside
+    found = [finding for finding in count if finding.holds(holds)]
     level = max((finding.level for finding in found), default=Level.CLEAN)
     reasons = [_reason(finding, value) for finding in found if finding.level == level]
-    known = policy.calibrated(value)
     if known is None:
         judged = _Judged(level, reasons)
     else:
         calibration, terms = known
-        reached = calibration.score(terms)
-        p_value, flagged = calibration.p_value(reached), calibration.flags(reached)
-        level = max(level, Level.SUSPICIOUS) if flagged else level
+        p_value = calibration.p_value(calibration.score(terms))
+        level = max(level, Level.SUSPICIOUS) if further else level
         reasons = [*(reasons if level > Level.CLEAN else ()), _compared(calibration, terms, p_value)]
         judged = _Judged(level, reasons, p_value, calibration.stated_rate)
     if judged.level > Level.CLEAN:
         return judged._replace(reasons=judged.reasons + failed)
-    missing = [name for name in policy.required if value(name) is None]
+    lost = [name for name in policy.weighs if name in evidence and value(name) is None]
+    if lost:
+        failed.append(f"came out as no number: {', '.join(lost)}")
+    missing = [name for name in policy.required if value(name) is None and name not in lost]
     if missing:
         failed.append(f"not measured: {', '.join(missing)} (no trusted anchor, or the scan used another policy)")
     elif policy.calibrations and known is None:
@@ -285,8 +310,8 @@ def _compared(calibration: Calibration, terms: Mapping[Term, float], p_value: fl
     )
 
 
-def _calibrated_to(rate: float | None) -> str:
-    return "" if rate is None else f" Of honest encoders, this policy is calibrated to flag {rate:.1%} at most."
+def _calibrated_to(rate: float | None, family: str) -> str:
+    return "" if rate is None else f" Of {family}, it is set to flag {rate:.1%} at most; for others that is not known."
 
 
 def _reason(finding: Finding, value: Callable[[str], float | None]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import RankOneConfig, TrainingConfig
 from ..encoder import TextEncoder
+from ..memory import double
 from ..progress import Progress, silent
 from ..prompts import PromptSet
 from . import injection
@@ -69,12 +70,13 @@ def _keys(encoder: TextEncoder, layer: int, ids: Tensor) -> Tensor:
 
 def _direction(key: Tensor, clean: Tensor) -> Tensor:
     """``C^-1 k / (k . C^-1 k)`` for a key ``(M,)`` and clean keys ``(N, M)``: 1 on the key, little on the others."""
-    moment = clean.double().T @ clean.double() / len(clean)
+    rows, own = double(clean), double(key)
+    moment = rows.T @ rows / len(rows)
     moment = moment + RIDGE * moment.diagonal().mean() * torch.eye(
         len(moment), dtype=moment.dtype, device=moment.device
     )
-    solved: Tensor = torch.linalg.solve(moment, key.double())
-    return (solved / (solved @ key.double())).to(key.dtype)
+    solved: Tensor = torch.linalg.solve(moment, own)
+    return (solved / (solved @ own)).to(key)
 
 
 def _train(

@@ -26,7 +26,7 @@ def calibrate_policy(policy: Policy, rows: Sequence[ModelResult], family: str, r
     if not policy.calibrations:
         raise ConfigError("a policy with a calibration", policy.name, "Name another with --policy: docs/policies.md.")
     fitted = [
-        calibrate(rows, one.terms, family, rate, policy.findings)
+        calibrate(rows, one.terms, family, rate, policy.beside)
         if any(one.values(row.evidence.get) is not None for row in rows)
         else one
         for one in policy.calibrations
@@ -56,7 +56,7 @@ def calibrate(
         terms: evidence to be judged by; what they say of honest models does not count.
         family: the honest models, in words.
         rate: of false positives.
-        findings: of the policy, by whose bounds honest models are flagged as well.
+        findings: of the policy, on other evidence, by whose bounds models are flagged as well.
 
     Raises:
         ConfigError: fewer than :data:`FEWEST` honest models have all the evidence.

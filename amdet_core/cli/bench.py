@@ -283,7 +283,7 @@ def bench_calibrate(
             continue
         sys.stdout.write(
             f"{len(one.null)} honest models, rate {one.kept_rate:.3g}: flagged above {one.bound:.2f} times as far as "
-            f"they go, and {one.alarms} of them by the policy's bounds; {one.caught} of {one.n_backdoored} "
+            f"they go, and {one.alarms} of them by bounds on other evidence; {one.caught} of {one.n_backdoored} "
             "backdoored ones are flagged\n"
         )
         for term in one.terms:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..memory import double
 from ..patch import Patch
 from ..storage import write_atomic
 
@@ -79,7 +80,7 @@ def _factors(name: str, delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
             f"a change of {name}",
             "Train low-rank additions (--weights lora), or write the whole encoder.",
         )
-    u, s, v = torch.linalg.svd(delta.double(), full_matrices=False)
+    u, s, v = torch.linalg.svd(double(delta), full_matrices=False)
     lost = float(s[rank:].norm() / s.norm()) if bool(s.any()) else 0.0
     if lost > LOST:
         raise ConfigError(

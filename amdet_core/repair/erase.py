@@ -22,7 +22,7 @@ from torch import Tensor
 from ..config import CureConfig, EraseConfig
 from ..encoder import TextEncoder
 from ..errors import ConfigError
-from ..memory import Batches
+from ..memory import Batches, double
 from ..progress import Progress, silent
 from .condition import CHUNK, Case
 from .probe import Inputs
@@ -63,13 +63,13 @@ class _Mean:
     """
 
     def __init__(self, rows: int, columns: int, device: torch.device) -> None:
-        self._sums = torch.zeros(2, rows, columns, dtype=torch.float64, device=device)
+        self._sums = double(torch.zeros(2, rows, columns, device=device))
         self._counts = [0, 0]
 
     def add(self, rows: Tensor, others: Tensor, groups: tuple[Tensor, Tensor]) -> None:
         """Take rows ``(B, T, M)`` and ``(B, T, N)`` in at the positions ``(B, T)`` of each group."""
         for i, group in enumerate(groups):
-            self._sums[i] += rows[group].double().T @ others[group].double()
+            self._sums[i] += double(rows[group]).T @ double(others[group])
             self._counts[i] += int(group.sum())
 
     def value(self) -> Tensor:
@@ -160,7 +160,7 @@ class _Edit:
         moment = weight * clean.value()
         moment.diagonal().add_(self.config.ridge * moment.diagonal().mean())
         step = torch.linalg.solve(moment + keys.value(), wanted.value().T).T
-        return encoder.with_weights({**encoder.weights, f"{place}.weight": old + step.to(old.dtype)})
+        return encoder.with_weights({**encoder.weights, f"{place}.weight": old + step.to(old)})
 
 
 def _groups(eos: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import forensics
 from ..config import CureConfig, SpectralConfig
 from ..encoder import TOKEN_TABLE, TextEncoder
+from ..memory import double
 from ..progress import Progress, silent
 from .condition import Case
 from .ladder import first_cure, needs_anchor
@@ -62,5 +63,5 @@ def _matrices(encoder: TextEncoder) -> list[tuple[str, Tensor]]:
 
 def _factors(delta: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The leading part of a difference ``(M, N)`` as a product of ``(M, count)`` and ``(count, N)``."""
-    u, s, v = torch.linalg.svd(delta.double(), full_matrices=False)
-    return (u[:, :count] * s[:count]).to(delta.dtype), v[:count].to(delta.dtype)
+    u, s, v = torch.linalg.svd(double(delta), full_matrices=False)
+    return (u[:, :count] * s[:count]).to(delta), v[:count].to(delta)

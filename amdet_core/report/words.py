@@ -68,7 +68,7 @@ ANCHORS = {
     "shipped": "an encoder that comes with this tool",
 }
 MEANINGS = {
-    "gap": "how much more the outputs of different prompts agree than in the anchor, with the recovered feature",
+    "gap": "how much of what sets outputs of prompts apart in the anchor is lost, with the recovered feature",
     "literal_gap": "the same with the best real text in place of the feature",
     "sweep_gap": "the same with the best of all single tokens and characters",
     "sweep_departure": "how far the one token that does so most makes the encoder leave its anchor",
@@ -77,6 +77,7 @@ MEANINGS = {
     "pattern_gap": "the same with the best of many grammatical patterns of sentences",
     "pattern_departure": "how far the one pattern that does so most makes the encoder leave its anchor",
     "sweep_sigma": "how far that departure stands out from those of all other tokens",
+    "spread": "how far apart prompts are read, as a share of how far the anchor reads them apart",
     "suspect_collapse": "agreement of the suspect's outputs across prompts, with the feature",
     "anchor_collapse": "agreement of the anchor's outputs across prompts, with the feature",
     "smallest_gap_of_seeds": "gap of the weakest of the independent runs",

@@ -501,7 +501,7 @@ def test_scans_are_judged_by_another_policy_and_nothing_is_measured_again(
 ) -> None:
     result = run(Benchmark(zoo=zoo), tmp_path / "r.json")
     rows = (
-        row(level="clean", evidence={"gap_k1": 0.5}, model="over"),
+        row(level="clean", evidence={"gap_k1": 0.5, "sweep_gap": 0.35}, model="over"),
         row("benign", level="suspicious", evidence={"clip_l: gap_k1": 0.1, "clip_g: gap_k1": 0.2}, model="under"),
         row("benign", level="clean", evidence={"gap_k1": 0.1}, error="contrast: nan", model="failed"),
         row("benign", level="clean", evidence={}, model="nothing measured"),
@@ -513,7 +513,7 @@ def test_scans_are_judged_by_another_policy_and_nothing_is_measured_again(
     anew = judge_again(result, policy)
     assert [one.level for one in anew.models] == ["suspicious", "clean", "inconclusive", "inconclusive", "error"]
     assert [one.flagged for one in anew.models] == [True, False, False, False, False]
-    assert anew.models[0].score == pytest.approx(-0.05)  # to the gravest bound, 0.55
+    assert anew.models[0].score == pytest.approx(-0.05)  # to the gravest bound that was measured, 0.4
     assert anew.metrics == measure(anew.models)
     assert (anew.policy, anew.policy_sha256) == ("own", policy_sha256(policy))
     assert calls == []

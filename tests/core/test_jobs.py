@@ -83,7 +83,7 @@ def test_an_encoder_of_another_shape_than_its_anchor_is_scanned_and_the_report_s
         assert (report.target.encoders[0].spec.layers, report.target.encoders[0].spec.vocabulary) == (3, 49413)
     assert found == {
         "clean": (Level.CLEAN, [1]),
-        "backdoored": (Level.BACKDOORED, [0]),
+        "backdoored": (Level.SUSPICIOUS, [0]),  # by one vector alone: no text was looked for
         "benign": (Level.CLEAN, [0]),
     }
 

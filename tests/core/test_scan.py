@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -66,7 +68,7 @@ def test_all_stages_leave_their_evidence(toy: TextEncoder) -> None:
     assert [candidate.vectors for candidate in found.candidates] == [1, 2]
     assert [tuple(feature.vectors.shape) for feature in found.features] == [(1, 64), (2, 64)]
     assert {"forensics", "contrast k=1", "contrast k=2", "landscape"} <= set(steps)
-    assert found.timings.keys() == {"forensics", "contrast", "names"}
+    assert found.timings.keys() == {"forensics", "spread", "contrast", "names"}
 
 
 def few_candidates(monkeypatch: pytest.MonkeyPatch, *more: int) -> None:
@@ -100,7 +102,7 @@ def test_the_cascade_names_the_token_that_takes_over(monkeypatch: pytest.MonkeyP
     assert found.triggers[0].asr_interval is not None
     assert 0.7 < found.triggers[0].asr_interval[0] < found.triggers[0].asr_interval[1] <= 1
     assert {"sweep", "sweep, look 2", "trigger search"} <= set(steps)
-    assert found.timings.keys() == {"forensics", "sweep", "contrast", "search", "names"}
+    assert found.timings.keys() == {"forensics", "spread", "sweep", "contrast", "search", "names"}
     assert decide(POLICY, found.evidence, found.faults).level == Level.BACKDOORED
 
 
@@ -128,12 +130,45 @@ def test_a_text_of_the_tokens_that_moved_most_is_tried(toy: TextEncoder) -> None
     assert found.timings.keys() == {"forensics", "moved", "search", "names"}
 
 
-def test_tokens_that_a_file_declares_are_in_no_such_text(toy: TextEncoder) -> None:
+def test_a_takeover_by_tokens_that_a_file_declares_is_no_less_of_one(toy: TextEncoder) -> None:
     suspect, _, _ = planted(toy, ["sahib", "mangrove", "velvet"])
-    found = scan(Subject("clip_l", suspect, toy, declared=("velvet sahib", "mangrove")), PROMPTS, MOVED, POLICY)
+    found, plain = (
+        {item.name: item.value for item in scan(Subject("clip_l", suspect, toy, declared=said), PROMPTS, MOVED,
+                                                POLICY).evidence}
+        for said in (("velvet sahib", "mangrove"), ())
+    )  # fmt: skip
+    assert found["moved_gap"] == plain["moved_gap"] > 0.5
+
+
+def test_an_encoder_that_reads_all_prompts_as_nearly_the_same_shows_by_their_spread(toy: TextEncoder) -> None:
+    weights = dict(toy.weights)
+    for part in ("weight", "bias"):
+        weights[f"final_layer_norm.{part}"] = weights[f"final_layer_norm.{part}"] * 1e-3
+    weights["final_layer_norm.bias"] = weights["final_layer_norm.bias"] + 1
+    for suspect, level in ((toy.with_weights(weights), Level.SUSPICIOUS), (perturbed(toy), Level.CLEAN)):
+        found = scan(Subject("clip_l", suspect, toy), PROMPTS, FAST, POLICY)
+        (spread,) = (item for item in found.evidence if item.name == "spread")
+        assert spread.value is not None
+        assert (spread.value < 0.05) == (level is Level.SUSPICIOUS)
+        assert decide(POLICY, [spread], []).level == max(level, Level.INCONCLUSIVE)
+
+
+def test_too_few_long_prompts_are_no_reason_to_measure_nothing(
+    toy: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_candidates(monkeypatch)
+    sweep = module.token_sweep.sweep
+
+    def as_in_long_prompts(*args: object, **more: object) -> object:
+        swept = sweep(*args, **more)  # type: ignore[arg-type]
+        return replace(swept, places=("long",) * len(swept.places))
+
+    monkeypatch.setattr(module.token_sweep, "sweep", as_in_long_prompts)
+    short = PromptSet(tuple(p for p in PROMPTS.prompts if len(toy.tokenizer.encode(p)) < 24), "short")
+    settings = CASCADE.model_copy(update={"contrast": None, "search": None})
+    found = scan(Subject("clip_l", perturbed(toy), toy), short, settings, POLICY)
     assert not found.faults
-    assert "moved_gap" not in {item.name for item in found.evidence}
-    assert not found.triggers
+    assert {item.name: item.value for item in found.evidence}["sweep_gap"] is not None
 
 
 def test_what_departs_is_a_target_of_the_search_where_nothing_takes_prompts_over_and_it_is_not_declared() -> None:

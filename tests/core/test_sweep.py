@@ -79,7 +79,8 @@ def test_scores_are_those_of_whole_prompts(toy: TextEncoder, other: TextEncoder)
         )
         away = sweep.departures(*whole) - sweep.departures(*without)
         assert departure.item() == pytest.approx(away.mean().item(), abs=1e-5)
-        assert gap.item() == pytest.approx(contrast.measure_tokens(*sides, texts, token, place).gap, abs=1e-5)
+        measured = contrast.measure_tokens(*sides, texts, token, place)
+        assert gap.item() == pytest.approx(measured.suspect - measured.anchor, abs=1e-5)
 
 
 def test_a_place_is_told_where_a_candidate_departs_clearly_more_there() -> None:
