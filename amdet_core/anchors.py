@@ -13,13 +13,13 @@ from typing import Literal
 
 import torch
 
-from . import forensics, formats, pocket, trust
+from . import forensics, formats, pocket, published, trust
 from .encoder import PROJECTION, TextEncoder
 from .errors import AmdetError, EncoderError
 from .formats import FoundEncoder, OpenedTarget
 from .progress import Progress, silent
 from .records import AnchorInfo, EncoderSpec
-from .trust import KnownFile, TrustEntry, TrustStore, trust_entry
+from .trust import TrustEntry, TrustStore, trust_entry
 
 SHIPPED = "amdet pocket"
 Chosen = Literal["given", "trusted", "shipped"]
@@ -163,7 +163,7 @@ class Anchors:
         """A file with a known hash teaches its encoders to the user's store."""
         if self.store is None or opened.files != (opened.path,):
             return
-        known = trust.known_file(opened.path)
+        known = published.known_file(opened.path)
         if known is not None:
             self.store.add(_known_entry(known, suspect, opened.path))
 
@@ -182,7 +182,7 @@ def learn_known(paths: Iterable[Path], store: TrustStore, progress: Progress = s
     for done, path in enumerate(new):
         progress("known files", done, len(new), {})
         try:
-            if known := trust.known_file(path):
+            if known := published.known_file(path):
                 for found in formats.open_target(path).encoders:
                     store.add(_known_entry(known, found, path))
         except AmdetError as error:
@@ -190,7 +190,7 @@ def learn_known(paths: Iterable[Path], store: TrustStore, progress: Progress = s
     return tuple(notes)
 
 
-def _known_entry(known: KnownFile, found: FoundEncoder, path: Path) -> TrustEntry:
+def _known_entry(known: published.KnownFile, found: FoundEncoder, path: Path) -> TrustEntry:
     return trust_entry(
         found.encoder,
         f"{known.name} {found.name}",

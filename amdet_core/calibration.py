@@ -52,6 +52,8 @@ class Term(Record):
         return self.evidence if self.times is None else f"{self.evidence} x {self.times}"
 
 
+SHORT = 1.25
+"""How many times as far as the farthest honest encoder is too far, where they are too few for the rate asked for."""
 LEAST_BOUND = 1e-6
 """In place of a bound of zero, which honest encoders without any evidence would give."""
 
@@ -84,9 +86,9 @@ class Calibration(Record):
 
     @property
     def bound(self) -> float:
-        """The score above which the p-value is at most :attr:`kept_rate`."""
+        """The score above which an encoder is flagged; its p-value is at most :attr:`kept_rate` there."""
         allowed = floor(self.kept_rate * (len(self.null) + 1) + 1e-9) - 1
-        return self.null[-1 - allowed]
+        return self.null[-1 - allowed] * (SHORT if self.kept_rate > self.rate else 1)
 
     def values(self, measure: Measure) -> dict[Term, float] | None:
         """The value of every term, or None where one was not measured."""
@@ -108,4 +110,4 @@ class Calibration(Record):
 
     def flags(self, score: float) -> bool:
         """Whether honest encoders score as high no oftener than is accepted."""
-        return self.p_value(score) <= self.kept_rate
+        return self.margin(score) > 0

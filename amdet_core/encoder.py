@@ -237,9 +237,8 @@ class TextEncoder:
     def pool(self, states: Tensor, eos: Tensor) -> Tensor:
         """The pooled state: ``(*L, B, T, D)`` states and ``(B,)`` positions of EOS -> ``(*L, B, D)``.
 
-        For a SigLIP tower the last position is taken and its head applied. The text projection is
-        left out: Stable Diffusion 1 and 2 do not read it, and most files do not hold it. SDXL's and SD3's do; a
-        report names it as not scanned.
+        For a SigLIP tower the last position is taken and its head applied. The text projection is left out: most
+        files lack it, and of Stable Diffusion XL and 3, which read it, a report names it as not scanned.
         """
         if self.spec.pooling == "last":
             pooled = states[..., -1, :]

@@ -34,6 +34,9 @@ PathText = Annotated[str, BeforeValidator(utf8, json_schema_input_type=str)]
 """The name of a file or folder, or a text with one in it; old archives hold names that are no UTF-8."""
 
 
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -69,7 +69,8 @@ class AMDET_LoadTextEncoder(io.ComfyNode):
 def _read(file: str, progress: Progress) -> tuple[OpenedTarget, list[str]]:
     """The encoders of a file, and lines about it."""
     from ..amdet_core.formats import open_target
-    from ..amdet_core.trust import fingerprint, known_file
+    from ..amdet_core.published import known_file
+    from ..amdet_core.trust import fingerprint
 
     path = bridge.model_path(file)
     opened = open_target(path)

@@ -214,7 +214,6 @@ def test_what_cannot_work_exits_with_2_and_writes_nothing(attack: Amdet, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("weights", ["all", "layers"])
 def forms_of(original: Path, kind: str) -> Path:
     """Another way to name a file, or what its folder is read from."""
     if kind == "link":
@@ -269,6 +268,7 @@ def test_an_error_cannot_steer_the_terminal(amdet: Amdet, tmp_path: Path) -> Non
     assert len(err.splitlines()) == 2, "progress and the error, and no line of its own for the name"
 
 
+@pytest.mark.parametrize("weights", ["all", "layers"])
 def test_a_lora_of_other_changes_is_refused_before_any_training(attack: Amdet, tmp_path: Path, weights: str) -> None:
     code, _, stderr = attack(
         "text-on-text", *TRIGGER, *QUICK, "--weights", weights, "--lora", tmp_path / "lora.safetensors"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amdet_core import formats, pocket, trust
+from amdet_core import formats, pocket, published, trust
 from amdet_core.anchors import Anchors, learn_known, trusted, vouch
 from amdet_core.encoder import PROJECTION, TOKEN_TABLE, TextEncoder
 from amdet_core.errors import EncoderError
@@ -152,8 +152,8 @@ def test_a_file_with_a_known_hash_teaches_its_values(
 ) -> None:
     path = save(toy, tmp_path / "renamed.safetensors")
     digest = formats.file_sha256(formats.open_target(path))
-    known = trust.KnownFile(name="official", sha256=digest, bytes=path.stat().st_size, evidence="test")
-    monkeypatch.setattr(trust, "KNOWN_FILES", {digest: known})
+    known = published.KnownFile(name="official", sha256=digest, bytes=path.stat().st_size, evidence="test")
+    monkeypatch.setattr(published, "KNOWN_FILES", {digest: known})
     assert match("auto", path, store).identical
     assert [entry.source for entry in trusted(store)] == ["shipped", "known-hash"]
     assert match("auto", save(toy, tmp_path / "cast.safetensors", torch.bfloat16), store).identical
@@ -164,15 +164,15 @@ def test_files_of_known_hash_become_anchors_and_are_hashed_once(
 ) -> None:
     official = save(toy, tmp_path / "clip_l.safetensors")
     digest = formats.file_sha256(formats.open_target(official))
-    known = trust.KnownFile(name="official", sha256=digest, bytes=official.stat().st_size, evidence="a test")
-    monkeypatch.setattr(trust, "KNOWN_FILES", {digest: known})
+    known = published.KnownFile(name="official", sha256=digest, bytes=official.stat().st_size, evidence="a test")
+    monkeypatch.setattr(published, "KNOWN_FILES", {digest: known})
     same_size = save(near(toy), tmp_path / "stranger.safetensors")
     assert learn_known([official, same_size, tmp_path / "missing"], TrustStore(store)) != ()
     assert [(e.name, e.source) for e in TrustStore(store).entries] == [("official text_encoder", "known-hash")]
     found = match("auto", save(near(toy, 0.001), tmp_path / "suspect.safetensors"), store)
     assert found.info is not None
     assert found.info.chosen == "trusted"
-    monkeypatch.setattr(trust, "known_file", lambda path: pytest.fail(f"{path} was hashed again"))
+    monkeypatch.setattr(published, "known_file", lambda path: pytest.fail(f"{path} was hashed again"))
     learn_known([official], TrustStore(store))
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from amdet_core import forensics, trust
+from amdet_core import forensics, published, trust
 from amdet_core.encoder import PROJECTION, TOKEN_TABLE, TextEncoder, expected_shapes
 from amdet_core.errors import ConfigError, StorageError
+from amdet_core.published import KNOWN_FILES, known_file
 from amdet_core.records import EncoderSpec
 from amdet_core.tokenizer import clip_tokenizer
-from amdet_core.trust import CASTS, KNOWN_FILES, TrustEntry, TrustStore, fingerprint, known_file, trust_entry
+from amdet_core.trust import CASTS, TrustEntry, TrustStore, fingerprint, trust_entry
 
 TOY = EncoderSpec(width=64, layers=2, heads=1, mlp_width=256, vocabulary=500, positions=77)
 BIAS = "final_layer_norm.bias"
@@ -324,8 +325,8 @@ def test_known_hashes_are_well_formed_and_sizes_tell_files_apart():
 def test_only_bytes_with_a_known_hash_are_a_known_file(tmp_path, monkeypatch):
     data = b"weights" * 1000
     digest = hashlib.sha256(data).hexdigest()
-    known = trust.KnownFile(name="toy", sha256=digest, bytes=len(data), evidence="test")
-    monkeypatch.setattr(trust, "KNOWN_FILES", {digest: known})
+    known = published.KnownFile(name="toy", sha256=digest, bytes=len(data), evidence="test")
+    monkeypatch.setattr(published, "KNOWN_FILES", {digest: known})
     path = tmp_path / "file"
     path.write_bytes(data)
     assert known_file(path) == known
