@@ -82,7 +82,10 @@ def test_what_lies_above_the_bound_is_what_keeps_to_the_rate() -> None:
 def test_few_honest_encoders_vouch_for_a_higher_rate_only() -> None:
     few = KNOWN.model_copy(update={"null": (0.0, 1.0, 2.0)})
     assert few.kept_rate == 0.25
-    assert few.bound == 2.0
+    assert few.bound == 2.5, "a quarter beyond the farthest"
+    assert [few.flags(score) for score in (2.1, 2.5, 2.6)] == [False, False, True]
+    enough = KNOWN.model_copy(update={"null": (0.0, 1.0, 2.0), "rate": 0.25})
+    assert enough.bound == 2.0
 
 
 def test_p_values_of_honest_encoders_are_spread_evenly() -> None:
