@@ -44,7 +44,7 @@ def small(base: Path) -> Path:
     models.lora(folder / "loras" / "style.safetensors", pocket.load("clean"), pocket.load("benign"), 8)
     for name in ("clean", "benign"):
         write_encoder(pocket.load(name), folder / "text_encoders" / f"pocket-{name}.safetensors", "comfyui")
-    (folder / "text_encoders" / "gone.safetensors").symlink_to(folder / "nowhere.safetensors")
+    (folder / "text_encoders" / "dangling.safetensors").symlink_to(folder / "nowhere.safetensors")
     return folder
 
 
