@@ -35,7 +35,7 @@ from .storage import PSEUDO_TRIGGER
 from .verdict import DEFAULT_POLICY, Policy, decide, load_policy
 
 PROJECTION_DRIFT = 0.02
-"""Relative change of a text projection that training may leave; a backdoor in it takes several times as much."""
+"""Relative change of a text projection up to which nothing is made of it; chosen, not measured."""
 NOT_CHECKED = (
     "The U-Net, the VAE, the image encoder, and LoRAs that are not applied: only text encoders are scanned",
     "Code inside pickle files: nothing is executed, and nothing is said about it",

@@ -215,8 +215,8 @@ def report_files(folder: Path) -> set[str]:
     except AmdetError:
         return set()
     with _as_storage_error(folder):
-        small = [file.name for file in folder.iterdir() if file.stat().st_size <= LARGEST_FEATURE]
-    return {name for name in small if any(fnmatchcase(name, pattern) for pattern in OWN)}
+        files = [file for file in folder.iterdir() if file.is_file() and file.stat().st_size <= LARGEST_FEATURE]
+    return {file.name for file in files if any(fnmatchcase(file.name, pattern) for pattern in OWN)}
 
 
 def first_error(error: ValidationError) -> str:

@@ -260,7 +260,8 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
         return measured is not None and condition.holds(measured)
 
     known = policy.calibrated(value)
-    further = known is not None and known[0].flags(known[0].score(known[1]))
+    reached = 0.0 if known is None else known[0].score(known[1])
+    further = known is not None and known[0].flags(reached)
     count = policy.findings if known is None or further else policy.beside
     found = [finding for finding in count if finding.holds(holds)]
     level = max((finding.level for finding in found), default=Level.CLEAN)
@@ -269,7 +270,7 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
         judged = _Judged(level, reasons)
     else:
         calibration, terms = known
-        p_value = calibration.p_value(calibration.score(terms))
+        p_value = calibration.p_value(reached)
         level = max(level, Level.SUSPICIOUS) if further else level
         reasons = [*(reasons if level > Level.CLEAN else ()), _compared(calibration, terms, p_value)]
         judged = _Judged(level, reasons, p_value, calibration.stated_rate)

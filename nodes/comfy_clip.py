@@ -183,8 +183,7 @@ def _found(clip: Any, name: str, tower: Any, projected: bool) -> FoundEncoder:
         norm_eps=text.final_layer_norm.eps,
     )
     encoder = TextEncoder(spec, {key: weights[key] for key in expected_shapes(spec) if key in weights}, tokenizer)
-    encoder = _without_unused_last(tower, encoder)
-    _check_loaded(name, encoder)
+    encoder = _loaded(name, tower, encoder)
     used = _used_layers(clip.layer_idx, spec.layers)
     skip: tuple[str, ...] = ()
     if used is not None and _pooled_counts(clip.cond_stage_model, name):
@@ -206,17 +205,6 @@ def _pooled_counts(model: nn.Module, name: str) -> bool:
     """
     alone = sum(hasattr(tower, "transformer") for tower in model.children()) == 1
     return name == "clip_g" or not (alone or isinstance(model, comfy.sdxl_clip.SDXLClipModel))
-
-
-def _without_unused_last(tower: Any, encoder: TextEncoder) -> TextEncoder:
-    """The encoder without a last layer that was never loaded, where the host takes the state in front of it.
-
-    Official files of Stable Diffusion 2 have 23 layers, as nothing reads the 24th.
-    """
-    last = encoder.spec.layers - 1
-    bad = _not_loaded(encoder)
-    own = all(key.startswith(f"encoder.layers.{last}.") for key in bad)
-    return encoder.first_layers(last) if bad and own and tower.layer_idx in (-2, last - 1) else encoder
 
 
 def _projection(patcher: Any, key: str) -> Tensor | None:
@@ -245,24 +233,30 @@ def _effective(patcher: Any, key: str) -> Tensor:
     return weight.detach().to("cpu", torch.float32)
 
 
-def _check_loaded(name: str, encoder: TextEncoder) -> None:
-    """Raise NumericalError where the host left tensors as it found the memory: it only logs missing ones."""
-    if bad := _not_loaded(encoder):
-        raise NumericalError(
-            f"trained numbers in every tensor of {name}",
-            f"NaN, zeros or values beyond {LARGEST:g} in {len(bad)} of {len(encoder.weights)} tensors, first {bad[0]}",
-            "ComfyUI did not find them in the file ('clip missing' in its log). Use Load Text Encoder (AMDET), "
-            "which reads every key layout and refuses incomplete files.",
-        )
+def _loaded(name: str, tower: Any, encoder: TextEncoder) -> TextEncoder:
+    """The encoder without a last layer that was never loaded, where the host takes the state in front of it.
 
+    Official files of Stable Diffusion 2 have 23 layers, as nothing reads the 24th.
 
-def _not_loaded(encoder: TextEncoder) -> list[str]:
-    """Names of tensors that no training leaves behind."""
-    return [
+    Raises:
+        NumericalError: the host left other tensors as it found the memory: it only logs missing ones.
+    """
+    bad = [
         key
         for key, w in encoder.weights.items()
         if not (w.abs().max() <= LARGEST) or (key.endswith("weight") and not bool(w.any()))
     ]
+    if not bad:
+        return encoder
+    last = encoder.spec.layers - 1
+    if tower.layer_idx in (-2, last - 1) and all(key.startswith(f"encoder.layers.{last}.") for key in bad):
+        return encoder.first_layers(last)
+    raise NumericalError(
+        f"trained numbers in every tensor of {name}",
+        f"NaN, zeros or values beyond {LARGEST:g} in {len(bad)} of {len(encoder.weights)} tensors, first {bad[0]}",
+        "ComfyUI did not find them in the file ('clip missing' in its log). Use Load Text Encoder (AMDET), "
+        "which reads every key layout and refuses incomplete files.",
+    )
 
 
 def _activation(function: Any) -> str:

@@ -68,9 +68,8 @@ def _run() -> int:
     except AmdetError as error:
         from ..report.words import plain
 
-        sys.stderr.write(
-            f"error: {plain(' '.join(str(error).splitlines()))}\n"
-        )  # it may quote names that a stranger chose
+        message = " ".join(str(error).splitlines())  # it may quote names that a stranger chose
+        sys.stderr.write(f"error: {plain(message)}\n")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("\ninterrupted\n")

@@ -160,13 +160,17 @@ def files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     try:
-        places = components(path)
-        weights = {file for place in places.values() for file in _with_shards(weight_file(place))}
+        places, weights = components(path).values(), _read_from(path)
     except AmdetError:
         with reading(path):
             return sorted(file for file in path.iterdir() if file.is_file())
-    about = [pipeline_file(path), *(config_file(place) for place in places.values())]
+    about = [pipeline_file(path), *map(config_file, places)]
     return sorted(weights | {file for file in about if file is not None})
+
+
+def _read_from(folder: Path) -> set[Path]:
+    """The weight files from which a folder is read, indices and shards among them."""
+    return {file for place in components(folder).values() for file in _with_shards(weight_file(place))}
 
 
 def _whole(folder: Path) -> set[Path] | None:
@@ -174,7 +178,7 @@ def _whole(folder: Path) -> set[Path] | None:
     if not _says(folder):
         return None
     try:
-        return {file for place in components(folder).values() for file in _with_shards(weight_file(place))}
+        return _read_from(folder)
     except StorageError:
         return set()
     except EncoderError:  # none, or several and no rule says which one counts: they are named one by one

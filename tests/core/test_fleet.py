@@ -200,6 +200,8 @@ def test_what_is_a_model_by_its_name_alone_is_named_for_its_scan_to_say_so(downl
 def test_what_cannot_be_read_is_a_row_and_stops_none_of_the_others(downloads: Path) -> None:
     (downloads / "gone.safetensors").symlink_to(downloads / "nowhere.safetensors")
     (downloads / "odd").symlink_to("/proc/self/mem")
+    (downloads / "lora" / "gone").symlink_to(downloads / "nowhere")
+    (downloads / "lora" / REPORT).write_bytes(record_json(report(Job(target=downloads))))
 
     def special(job: Job) -> Outcome:
         if job.target.is_symlink():
@@ -212,7 +214,7 @@ def test_what_cannot_be_read_is_a_row_and_stops_none_of_the_others(downloads: Pa
     assert "No such file" in rows["gone.safetensors"].said
     if Path("/proc/self/mem").exists():
         assert rows["odd"].outcome == "error"
-    assert rows["sd"].level == Level.CLEAN
+    assert rows["lora/one.safetensors"].level == rows["sd"].level == Level.CLEAN
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
