@@ -1,14 +1,14 @@
 """ComfyUI nodes: each adapts what the graph holds, calls ``amdet_core`` and returns.
 
-Only ``bridge``, ``comfy_clip`` and ``comfy_model`` know the host's modules; the nodes themselves import its node API
-alone.
+Only ``bridge``, ``folders``, ``comfy_clip`` and ``comfy_model`` know the host's modules; the nodes themselves import
+its node API alone.
 """
 
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import attack, bridge, compare, feature, fine_tune, guard, heal, load, measure, repair, report, scan
+from . import attack, compare, feature, fine_tune, folders, guard, heal, load, measure, repair, report, scan
 
 NODES: list[type[io.ComfyNode]] = [
     scan.AMDET_BackdoorScan,
@@ -44,5 +44,5 @@ class AmdetExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> AmdetExtension:
     """Called once by ComfyUI."""
-    bridge.register_folders()
+    folders.register_folders()
     return AmdetExtension()

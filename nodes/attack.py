@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from . import bridge, comfy_clip
+from . import bridge, comfy_clip, folders
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ def changed(
 
     label = bridge.described(hidden.prompt, hidden.unique_id, "clip")
     if save_as.strip():
-        bridge.new_place(save_as, "clip")
+        folders.new_place(save_as, "clip")
     bridge.make_room(comfy_clip.size(clip))
     done = bridge.run(
         lambda progress: [
@@ -64,9 +64,9 @@ def changed(
     lines = [f"{found.name}: {said}" for found, _, said in done]
     if save_as.strip():
         encoders = {found.name: (patch.apply(found.encoder), patch.provenance) for found, patch, _ in done}
-        paths = bridge.save_encoders(save_as, encoders)
+        paths = folders.save_encoders(save_as, encoders)
         if weights == "lora":
-            paths += bridge.save_loras(save_as, patches, TrainingConfig().rank)
+            paths += folders.save_loras(save_as, patches, TrainingConfig().rank)
         lines += [f"written: {path}" for path in paths]
     return comfy_clip.patched(clip, patches), "\n".join(lines)
 

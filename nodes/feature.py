@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from . import bridge, comfy_clip, report
+from . import bridge, comfy_clip, conditioning, folders, report
 from .scan import scanned
 
 if TYPE_CHECKING:
@@ -237,8 +237,10 @@ class AMDET_ReversedTarget(io.ComfyNode):
             return io.NodeOutput(bridge.blocked(), ui=bridge.shown("no feature was recovered: nothing to show"))
         vectors = {name: one.vectors for name, one in feature.items()}
         at_start = position == "start"
-        with_feature = comfy_clip.encode(clip, text, vectors, at_start)
-        return io.NodeOutput(comfy_clip.blended(comfy_clip.encode(clip, text, {}, at_start), with_feature, strength))
+        with_feature = conditioning.encode(clip, text, vectors, at_start)
+        return io.NodeOutput(
+            conditioning.blended(conditioning.encode(clip, text, {}, at_start), with_feature, strength)
+        )
 
 
 class AMDET_SavePseudoTrigger(io.ComfyNode):
@@ -272,5 +274,5 @@ class AMDET_SavePseudoTrigger(io.ComfyNode):
         data = pseudo_trigger_bytes(feature.values())
         if data is None:
             return io.NodeOutput(bridge.blocked(), ui=bridge.shown("no feature was recovered: nothing was written"))
-        prompt = bridge.save_embedding(name, data)
+        prompt = folders.save_embedding(name, data)
         return io.NodeOutput(prompt, ui=bridge.shown(prompt))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from . import bridge, comfy_clip
+from . import bridge, comfy_clip, conditioning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,12 +74,12 @@ class AMDET_GuardedTextEncode(io.ComfyNode):
         )
         found = "\n".join([*(alarms or ["nothing was flagged"]), *notes])
         if alarms and mode == "stop":
-            conditioning = bridge.blocked(f"AMDET: the prompt was flagged\n{found}")
+            encoded = bridge.blocked(f"AMDET: the prompt was flagged\n{found}")
         else:
             trusted = alarms and mode == "fall back"
             reader = comfy_clip.with_encoders_of(clip, anchor) if trusted else clip
-            conditioning = comfy_clip.encode(reader, text, {}, at_start=False)
-        return io.NodeOutput(conditioning, found, bool(alarms), ui=bridge.shown(found))
+            encoded = conditioning.encode(reader, text, {}, at_start=False)
+        return io.NodeOutput(encoded, found, bool(alarms), ui=bridge.shown(found))
 
 
 def _checked(
@@ -91,7 +91,7 @@ def _checked(
     for found in opened.encoders:
         pair = comfy_clip.paired(opened, trusted, found.name, bridge.device())
         guard = _guard(pair, (comfy_clip.state(clip), comfy_clip.state(anchor), found.name), progress)
-        rows, vectors = comfy_clip.chunks(clip, text, found.name)
+        rows, vectors = conditioning.chunks(clip, text, found.name)
         alarms += [str(alarm) for alarm in guard.check([rows])[0]]
         notes.append(f"{guard.name}: bound {guard.bound:.2f}; at most {guard.rate:.2%} of clean prompts exceed it")
         if vectors:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..amdet_core.verdict import DEFAULT_POLICY, POLICIES
-from . import bridge, comfy_clip
+from . import bridge, comfy_clip, folders
 from .scan import PRESETS
 
 if TYPE_CHECKING:
@@ -136,14 +136,14 @@ class AMDET_Heal(io.ComfyNode):
             return made.opened, heal_each(made, method=None if method == AUTO else method, replaced=replace)
 
         if save_as.strip():
-            bridge.new_place(save_as, "clip")
+            folders.new_place(save_as, "clip")
         count = comfy_clip.count(clip)
         bridge.make_room(comfy_clip.size(clip))
         opened, done = bridge.run(work, plan={**stages(config, 2 * count), "repair": REPAIRS * count})
         bridge.raise_no_room(done.before.report.faults)
         lines = [render_heal(*(healing.report for healing in done.encoders.values()))]
         if save_as.strip() and done.patches:
-            lines += [f"written: {path}" for path in bridge.save_encoders(save_as, _repaired(opened, done))]
+            lines += [f"written: {path}" for path in folders.save_encoders(save_as, _repaired(opened, done))]
         text = "\n".join(lines)
         healed = comfy_clip.patched(clip, done.patches) if done.patches else clip
         return io.NodeOutput(healed, text, done.healed, done.after, ui=bridge.shown(text))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from . import bridge, comfy_clip
+from . import bridge, comfy_clip, folders
 
 if TYPE_CHECKING:
     from ..amdet_core.formats import FoundEncoder, OpenedTarget
@@ -33,7 +33,7 @@ class AMDET_LoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=bridge.model_files(*FOLDERS),
+                    options=folders.model_files(*FOLDERS),
                     tooltip="A file of the models folders text_encoders (clip) or checkpoints.",
                 )
             ],
@@ -49,20 +49,20 @@ class AMDET_LoadTextEncoder(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
         """Only files of the models folders."""
-        if file is None or file in bridge.model_files(*FOLDERS):
+        if file is None or file in folders.model_files(*FOLDERS):
             return True
         return f"file: no {file!r} in the models folders {' and '.join(FOLDERS)}; put it there, or choose another one."
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
         """Changes when the file does."""
-        return bridge.file_state(file)
+        return folders.file_state(file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         """Open, check, hand to the host."""
         opened, lines = bridge.run(lambda progress: _read(file, progress))
-        clip, info = comfy_clip.build(opened.encoders, bridge.embedding_folders()), "\n".join(lines)
+        clip, info = comfy_clip.build(opened.encoders, folders.embedding_folders()), "\n".join(lines)
         return io.NodeOutput(clip, info, ui=bridge.shown(info))
 
 
@@ -72,7 +72,7 @@ def _read(file: str, progress: Progress) -> tuple[OpenedTarget, list[str]]:
     from ..amdet_core.published import known_file
     from ..amdet_core.trust import fingerprint
 
-    path = bridge.model_path(file)
+    path = folders.model_path(file)
     opened = open_target(path)
     progress("open", 1, 2)
     known = known_file(path)
@@ -116,7 +116,7 @@ class AMDET_FindAnchor(io.ComfyNode):
         found, notes = bridge.run(lambda progress: _trusted(comfy_clip.read(clip, label), progress))
         info = "\n".join(notes)
         # What equals a trusted encoder is its own anchor.
-        anchor = comfy_clip.build(found, bridge.embedding_folders()) if found else clip
+        anchor = comfy_clip.build(found, folders.embedding_folders()) if found else clip
         return io.NodeOutput(anchor, info, ui=bridge.shown(info))
 
 
@@ -178,7 +178,7 @@ def _pocket_clip(name: str) -> Any:
 
     encoder = bridge.run(lambda progress: pocket.load(name))  # type: ignore[arg-type]
     found = FoundEncoder("clip_l", encoder, "float16", "comfyui", ())
-    return comfy_clip.build([found], bridge.embedding_folders())
+    return comfy_clip.build([found], folders.embedding_folders())
 
 
 class AMDET_PocketCheckpoint(io.ComfyNode):
@@ -218,13 +218,13 @@ class AMDET_PocketCheckpoint(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, encoder: str, weights: str) -> bool | str:
         """One of the three, and a plain name."""
-        plain = True if not weights or bridge.is_plain(weights) else "weights: expected the name of a folder alone."
+        plain = True if not weights or folders.is_plain(weights) else "weights: expected the name of a folder alone."
         return bridge.all_right(bridge.among(encoder, POCKET, "encoder"), plain)
 
     @classmethod
     def fingerprint_inputs(cls, encoder: str, weights: str) -> str:
         """Changes when the weights do."""
-        return bridge.folder_state(bridge.own_models(weights)) if weights else ""
+        return folders.folder_state(folders.own_models(weights)) if weights else ""
 
     @classmethod
     def execute(cls, encoder: str, weights: str) -> io.NodeOutput:
@@ -232,6 +232,6 @@ class AMDET_PocketCheckpoint(io.ComfyNode):
         from ..amdet_core.pocket.painter.weights import SHIPPED, load_weights
         from . import comfy_model
 
-        folder = bridge.own_models(weights) if weights else SHIPPED
+        folder = folders.own_models(weights) if weights else SHIPPED
         unet, vae = bridge.run(lambda progress: tuple(load_weights(part, folder) for part in ("unet", "vae")))
         return io.NodeOutput(comfy_model.build_model(unet), _pocket_clip(encoder), comfy_model.build_vae(vae))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from . import bridge
+from . import bridge, folders
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,7 +70,7 @@ class AMDET_SaveReport(io.ComfyNode):
         """Write, whole or not at all."""
         from ..amdet_core.storage import publish
 
-        folder = bridge.new_place(filename_prefix)
+        folder = folders.new_place(filename_prefix)
         publish(folder, report.files)
         return io.NodeOutput(str(folder), ui=bridge.shown(str(folder)))
 
