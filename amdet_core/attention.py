@@ -31,7 +31,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 def activation(name: str, x: Tensor) -> Tensor:
     """The MLP's nonlinearity: OpenAI's CLIP uses quick_gelu, OpenCLIP gelu, SigLIP gelu_tanh."""
     if name == "quick_gelu":
-        return x * torch.sigmoid(1.702 * x)
+        return F.silu(1.702 * x) / 1.702  # x * sigmoid(1.702 x)
     return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
@@ -39,16 +39,16 @@ def attention_behind(q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tens
     """Attention of R candidates to themselves and to a prefix that they share, which is not copied for each.
 
     Args:
-        q: ``(R * B, H, T, E)``, as ``k`` and ``v``.
+        q: ``(R * B, H, Q, E)``, of all or some of the candidates' own positions.
+        k: ``(R * B, H, T, E)``, as ``v``.
         prefix: its keys and values ``(B, H, P, E)``.
-        mask: ``(T, T)`` among the candidates' own positions; every one of them sees the whole prefix.
+        mask: ``(Q, T)`` among the candidates' own positions; every one of them sees the whole prefix.
 
     Returns:
-        ``(R * B, H, T, E)``.
+        ``(R * B, H, Q, E)``.
     """
     keys, values = prefix
     batch, _, length, width = keys.shape
-    own_length = q.shape[-2]
 
     def by_prompt(x: Tensor) -> Tensor:
         """``(R * B, H, T, X)`` to ``(B, H, R * T, X)``: all that looks at one prompt's prefix together."""
@@ -57,13 +57,13 @@ def attention_behind(q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tens
 
     def by_candidate(x: Tensor) -> Tensor:
         """And back."""
-        apart: Tensor = x.unflatten(2, (-1, own_length)).permute(2, 0, 1, 3, 4).flatten(0, 1)
+        apart: Tensor = x.unflatten(2, (-1, q.shape[-2])).permute(2, 0, 1, 3, 4).flatten(0, 1)
         return apart
 
     q = q * width**-0.5
     own = q @ k.transpose(-2, -1)
     own = own if mask is None else own + mask
     weights = torch.cat((by_prompt(q) @ keys.transpose(-2, -1), by_prompt(own)), -1).softmax(-1)
-    to_prefix, to_own = weights.split((length, own_length), dim=-1)
+    to_prefix, to_own = weights.split((length, k.shape[-2]), dim=-1)
     mixed: Tensor = by_candidate(to_prefix @ values) + by_candidate(to_own) @ v
     return mixed

@@ -29,8 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import activation, attention, attention_behind, attention_weights
+from .attention import attention_weights
 from .errors import ConfigError, EncoderError, NumericalError
+from .layers import FINAL_NORM, Layers
 from .memory import Batches
 from .progress import Progress, silent
 from .records import EncoderSpec
@@ -38,7 +39,6 @@ from .tokenizer import ClipTokenizer, TokenBatch
 
 TOKEN_TABLE = "embeddings.token_embedding.weight"
 POSITION_TABLE = "embeddings.position_embedding.weight"
-FINAL_NORM = "final_layer_norm"
 PROJECTION = "text_projection.weight"
 POOLED_HEAD = "head"
 
@@ -76,25 +76,7 @@ def expected_shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
-    """Keys and values of positions that all candidates share, one pair per layer.
-
-    Attributes:
-        keys: per layer ``(B, H, P, D // H)``.
-        values: per layer ``(B, H, P, D // H)``.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-    @property
-    def length(self) -> int:
-        """Positions P that are shared."""
-        return self.keys[0].shape[-2]
-
-
-@dataclass(frozen=True, eq=False)
-class TextEncoder:
+class TextEncoder(Layers):
     """Spec, weights and tokenizer of one text encoder. Nothing in it is ever changed in place.
 
     Attributes:
@@ -103,8 +85,6 @@ class TextEncoder:
         tokenizer: turns prompts into token ids of this encoder's vocabulary.
     """
 
-    spec: EncoderSpec
-    weights: Mapping[str, Tensor]
     tokenizer: ClipTokenizer
 
     def __post_init__(self) -> None:
@@ -190,50 +170,6 @@ class TextEncoder:
             )
         return embeds + self.weights[POSITION_TABLE][start:stop]
 
-    def transform(self, hidden: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """All layers and the final norm: placed embeddings ``(*L, T, D)`` -> states ``(*L, T, D)``.
-
-        With a ``prefix`` the input holds only the positions after it and must be ``(R, B, T, D)`` or
-        ``(B, T, D)``; the prefix is attended to, not recomputed.
-        """
-        lead = hidden.shape[:-2]
-        x = hidden.reshape(-1, *hidden.shape[-2:])
-        mask = self._mask(x)
-        for layer in range(self.spec.layers):
-            past = None if prefix is None else (prefix.keys[layer], prefix.values[layer])
-            x, _, _ = self._layer(layer, x, mask, past)
-        return self._norm(FINAL_NORM, x).reshape(*lead, *x.shape[-2:])
-
-    def blocks(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Output of every layer, then the final states: placed embeddings ``(B, T, D)`` -> each ``(B, T, D)``."""
-        x, mask = hidden, self._mask(hidden)
-        outputs = [x := self._layer(layer, x, mask, None)[0] for layer in range(self.spec.layers)]
-        return (*outputs, self._norm(FINAL_NORM, x))
-
-    def prefix(self, hidden: Tensor) -> Prefix:
-        """Keys and values of placed embeddings ``(B, P, D)``, to be shared by what follows them."""
-        if not self.spec.causal:
-            raise EncoderError(
-                "a causal encoder", "a bidirectional one", "A prefix can only be shared under a causal mask."
-            )
-        keys, values, x = [], [], hidden
-        mask = self._mask(x)
-        for layer in range(self.spec.layers):
-            x, k, v = self._layer(layer, x, mask, None)
-            keys.append(k)
-            values.append(v)
-        return Prefix(tuple(keys), tuple(values))
-
-    def mlp_inputs(self, hidden: Tensor, layer: int) -> Tensor:
-        """What ``fc2`` of a layer reads: placed embeddings ``(B, T, D)`` -> ``(B, T, M)``, M the MLP's width."""
-        x, mask = self._before(layer, hidden)
-        return self._inner(layer, self._attend(layer, x, mask, None)[0])
-
-    def attention_inputs(self, hidden: Tensor, layer: int) -> Tensor:
-        """What ``out_proj`` of a layer reads: placed embeddings ``(B, T, D)`` -> ``(B, T, D)``."""
-        x, mask = self._before(layer, hidden)
-        return self._mix(layer, x, mask, None)[0]
-
     def pool(self, states: Tensor, eos: Tensor) -> Tensor:
         """The pooled state: ``(*L, B, T, D)`` states and ``(B,)`` positions of EOS -> ``(*L, B, D)``.
 
@@ -318,66 +254,6 @@ class TextEncoder:
 
         out = torch.cat(Batches(batch_size).map(pooled, len(order)))
         return out[torch.tensor(order, device=out.device).argsort()]
-
-    # ------------------------------------------------------------------ layers
-
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
-
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        shape = (self.spec.width,)
-        return F.layer_norm(x, shape, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], self.spec.norm_eps)
-
-    def _mask(self, x: Tensor) -> Tensor | None:
-        """Additive causal mask ``(T, T)`` for ``(N, T, D)``, or None where every position may attend to every other."""
-        if not self.spec.causal:
-            return None
-        length = x.shape[-2]
-        return torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
-
-    def _before(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What a block reads, from placed embeddings, and the mask."""
-        x, mask = hidden, self._mask(hidden)
-        for earlier in range(layer):
-            x, _, _ = self._layer(earlier, x, mask, None)
-        return x, mask
-
-    def _layer(
-        self, layer: int, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One pre-norm block on ``(N, T, D)``; also returns its keys and values ``(N, H, T, D // H)``."""
-        x, k, v = self._attend(layer, x, mask, past)
-        return x + self._linear(f"encoder.layers.{layer}.mlp.fc2", self._inner(layer, x)), k, v
-
-    def _attend(
-        self, layer: int, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The block's first half."""
-        mixed, k, v = self._mix(layer, x, mask, past)
-        return x + self._linear(f"encoder.layers.{layer}.self_attn.out_proj", mixed), k, v
-
-    def _mix(
-        self, layer: int, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The heads' answers ``(N, T, D)``, and keys and values."""
-        q, k, v = self._projected(layer, x, "qkv")
-        mixed = attention(q, k, v, mask) if past is None else attention_behind(q, k, v, past, mask)
-        return mixed.transpose(1, 2).flatten(-2), k, v
-
-    def _inner(self, layer: int, x: Tensor) -> Tensor:
-        """The MLP's hidden units ``(N, T, M)``."""
-        prefix = f"encoder.layers.{layer}"
-        normed = self._norm(f"{prefix}.layer_norm2", x)
-        return activation(self.spec.activation, self._linear(f"{prefix}.mlp.fc1", normed))
-
-    def _projected(self, layer: int, x: Tensor, parts: str) -> list[Tensor]:
-        """Queries, keys or values of a block's input ``(N, T, D)``: each ``(N, H, T, D // H)``."""
-        normed = self._norm(f"encoder.layers.{layer}.layer_norm1", x)
-        return [self._heads(self._linear(f"encoder.layers.{layer}.self_attn.{part}_proj", normed)) for part in parts]
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """``(N, T, D)`` -> ``(N, H, T, D // H)``."""
-        return x.reshape(*x.shape[:-1], self.spec.heads, -1).transpose(1, 2)
 
 
 def splice(hidden: Tensor, vectors: Tensor, at: int = 1) -> Tensor:

@@ -86,11 +86,15 @@ def search(
     chosen = tuple(leads)[: config.leads]
     hunt = _Hunt(suspect, anchor, tails, goal.to(suspect.centre), chosen, config, generator, progress)
     longest = min(config.longest, room)
-    grown = [hunt.grow([(lead,) for lead in hunt.leads], longest)]
-    if begun := [hunt.best_of(alike) for alike in _by_length(starts) if len(alike[0]) <= longest]:
-        needed = hunt.shorten(max(begun, key=_score), slack=0.0)
-        grown.append(hunt.grow([needed.ids], longest))
-    return hunt.shorten(hunt.exchange(max(grown, key=_score)), slack=config.slack)
+    singles: list[Ids] = [(lead,) for lead in hunt.leads]
+    grown, lead = [hunt.grow(singles, longest)], hunt.best_of(singles)
+    begun = [hunt.best_of(alike) for alike in _by_length(starts) if len(alike[0]) <= longest]
+    if begun:
+        whole = max(begun, key=_score)
+        part = hunt.best_of([hunt.shorten(whole, 0.0, hunt.draw(config.prompts)).ids])
+        if (needed := max(whole, part, key=_score)).score > lead.score:  # otherwise it is no better start than that
+            grown.append(hunt.grow([needed.ids], longest))
+    return hunt.shorten(hunt.exchange(max(grown, key=_score)), config.slack, hunt.all)
 
 
 def _score(hit: Hit) -> float:
@@ -145,11 +149,12 @@ class _Hunt:
             best = found
         return best
 
-    def shorten(self, best: Hit, slack: float) -> Hit:
-        """Drop tokens while the rest does as much on all prompts, but for a score that may be lost in all."""
-        least, writable = best.score - slack, self.suspect.encoder.tokenizer.writable
+    def shorten(self, best: Hit, slack: float, looks: Sequence[Look]) -> Hit:
+        """Drop tokens while the rest does as much on some prompts, but for a score that may be lost in all."""
+        best, writable = self._scores([best.ids], looks)[0], self.suspect.encoder.tokenizer.writable
+        least = best.score - slack
         while len(best.ids) > 1:
-            shorter = self.best_of(best.ids[:i] + best.ids[i + 1 :] for i in range(len(best.ids)))
+            shorter = self._scores((best.ids[:i] + best.ids[i + 1 :] for i in range(len(best.ids))), looks)[0]
             if shorter.score < least or (writable(best.ids) and not writable(shorter.ids)):
                 break
             best = shorter
@@ -170,7 +175,7 @@ class _Hunt:
         """For each sequence of one length and each place the tokens to which the gradient points."""
         encoder = self.suspect.encoder
         table = encoder.weights[TOKEN_TABLE][: len(encoder.tokenizer)]
-        ids, look = torch.tensor(sequences, device=table.device), self._draw(self.config.prompts)
+        ids, look = torch.tensor(sequences, device=table.device), self.draw(self.config.prompts)
         embeds = encoder.embed(ids)
 
         def slope(part: slice) -> Tensor:
@@ -190,14 +195,19 @@ class _Hunt:
         """The beam: the best of many on a few prompts of one length, and the best of those on more."""
         tail = self.tails[int(torch.randint(len(self.tails), (), generator=self.generator))]
         some = self._scores(sequences, [self._some(tail, self.config.glance)])[: self.config.refined]
-        more = self._scores((hit.ids for hit in some), self._draw(self.config.prompts))
+        more = self._scores((hit.ids for hit in some), self.draw(self.config.prompts))
         return [hit.ids for hit in more[: self.config.beam]]
 
     def best_of(self, sequences: Iterable[Ids]) -> Hit:
         """The best of a few sequences on all prompts."""
-        return self._scores(sequences, [(tail, None) for tail in self.tails])[0]
+        return self._scores(sequences, self.all)[0]
 
-    def _draw(self, count: int) -> list[Look]:
+    @property
+    def all(self) -> list[Look]:
+        """All prompts of each length."""
+        return [(tail, None) for tail in self.tails]
+
+    def draw(self, count: int) -> list[Look]:
         """So many prompts of each length, drawn anew."""
         return [self._some(tail, count) for tail in self.tails]
 

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import losses
-from .encoder import TOKEN_TABLE, Prefix, TextEncoder
+from .encoder import TOKEN_TABLE, TextEncoder
 from .errors import ConfigError
+from .layers import Prefix
 from .memory import Batches
 from .progress import Progress, silent
 from .records import Place
@@ -242,7 +243,7 @@ def _select(prefix: Prefix, rows: Tensor) -> Prefix:
 def _tail(encoder: TextEncoder, prefix: Prefix, vectors: Tensor, behind: Tensor) -> Tensor:
     """Pooled states ``(R, B, D)`` of prefixes followed by each candidate's vectors and what stands behind them."""
     placed = encoder.place(_followed(encoder, vectors, behind), start=prefix.length)
-    return encoder.transform(placed, prefix)[..., -1, :]
+    return encoder.last_state(placed, prefix)
 
 
 def _followed(encoder: TextEncoder, vectors: Tensor, behind: Tensor) -> Tensor:

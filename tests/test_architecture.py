@@ -20,6 +20,7 @@ DATA = {
     "confusables",
     "tokenizer",
     "attention",
+    "layers",
     "encoder",
     "losses",
     "imitation",

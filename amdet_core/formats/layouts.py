@@ -15,8 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..encoder import FINAL_NORM, POOLED_HEAD, POSITION_TABLE, PROJECTION, TOKEN_TABLE
+from ..encoder import POOLED_HEAD, POSITION_TABLE, PROJECTION, TOKEN_TABLE
 from ..errors import EncoderError
+from ..layers import FINAL_NORM
 
 Style = Literal["hf", "open_clip"]
 POSITION_REST = "embeddings.position_embedding_res"

@@ -30,8 +30,9 @@ from .. import imitation
 from ..attacks.benign import FEWEST_PROMPTS, view
 from ..attacks.training import Student, draw, train
 from ..config import MimicConfig
-from ..encoder import FINAL_NORM, POSITION_TABLE, TOKEN_TABLE, TextEncoder
+from ..encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
 from ..errors import ConfigError
+from ..layers import FINAL_NORM
 from ..memory import Batches
 from ..progress import Progress, silent
 from .condition import CHUNK, Case

@@ -53,7 +53,7 @@ def test_a_search_begins_with_whole_sequences_too(toy: TextEncoder) -> None:
     suspect, anchor, ids = planted(toy, ["sahib", "mangrove", "velvet"])
     sides = Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)
     goal = contrast.measure_tokens(*sides, PROMPTS[:40], ids).target
-    config = FEW.model_copy(update={"pointed": 1, "exchanges": 0, "beam": 1})
+    config = FEW.model_copy(update={"pointed": 1, "exchanges": 0, "beam": 1, "longest": 5})
     starts = [tuple(OTHERS[:3]), (OTHERS[0], *ids, OTHERS[1])]
     alone, begun = (search(*sides, PROMPTS, goal, OTHERS, config, seed=0, starts=some) for some in ((), starts))
     assert set(begun.ids) == set(ids)
@@ -86,7 +86,7 @@ def test_tokens_that_are_not_needed_are_dropped(toy: TextEncoder) -> None:
     config = FEW.model_copy(update={"slack": 0.3})
     hunt = _Hunt(*sides, tails, goal.float(), (), config, torch.Generator(), silent)
     start = hunt.best_of([(OTHERS[0], first, OTHERS[1], second)])
-    short = hunt.shorten(start, config.slack)
+    short = hunt.shorten(start, config.slack, hunt.all)
     least = start.score - config.slack
     assert len(short.ids) < len(start.ids)
     assert short.score >= least
