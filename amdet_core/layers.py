@@ -50,7 +50,7 @@ class Layers:
 
     def transform(self, hidden: Tensor) -> Tensor:
         """All layers and the final norm: placed embeddings ``(*L, T, D)`` -> states ``(*L, T, D)``."""
-        x, mask = self._before(self.spec.layers, hidden.flatten(0, -3))
+        x, _ = self._before(self.spec.layers, hidden.flatten(0, -3))
         return self._norm(FINAL_NORM, x).reshape(hidden.shape)
 
     def last_state(self, hidden: Tensor, prefix: Prefix) -> Tensor:
