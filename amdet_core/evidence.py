@@ -285,6 +285,20 @@ def success(
     return count / n, ((middle - half) / (n + z * z), (middle + half) / (n + z * z))
 
 
+def literal_success(success: tuple[float, Interval], n: int, encoder: str) -> Evidence:
+    """The largest share of prompts that a text which a search found leads to its output."""
+    share, interval = success
+    return Evidence(
+        name="literal_success",
+        value=share,
+        unit="share of prompts",
+        direction="higher",
+        n=n,
+        interval=interval,
+        encoder=encoder,
+    )
+
+
 def trigger(
     tokenizer: ClipTokenizer,
     ids: Sequence[int],

@@ -22,21 +22,28 @@ from torch import Tensor
 from .config import PatternConfig
 from .contrast import Collapse
 from .progress import Progress, silent
-from .prompts import ADJECTIVES, SUBJECTS
+from .prompts import SUBJECTS
 from .sweep import agreement, departures
 from .tails import Side
 
 WORDS: dict[str, tuple[str, ...]] = {
     "DET": ("a", "the", "this", "that", "one", "another", "some", "every"),
-    "ADP": ("in", "on", "near", "under", "behind", "with", "at", "by", "over", "beside"),
-    "ADJ": tuple(word for word in ADJECTIVES if " " not in word),
+    "ADP": (
+        "in", "on", "near", "under", "behind", "with", "at", "by", "over", "beside", "across", "above", "inside",
+        "around",
+    ),
+    "ADJ": (
+        "small", "large", "little", "big", "tall", "long", "old", "new", "young", "white", "black", "red", "blue",
+        "green", "yellow", "brown", "orange", "gray", "pink", "purple", "colorful", "dark", "bright", "wooden", "empty",
+        "open", "wet", "dirty", "clean", "beautiful",
+    ),
     "VERB": (
-        "sleeping", "dancing", "walking", "running", "sitting", "standing", "waiting", "singing", "falling", "dreaming",
-        "floating", "burning", "smiling", "hiding", "flying", "resting",
+        "sitting", "standing", "walking", "running", "lying", "sleeping", "waiting", "playing", "flying", "jumping",
+        "swimming", "eating", "resting", "riding", "driving", "looking", "dancing", "smiling", "talking", "working",
     ),
     "NOUN": tuple(word for word in SUBJECTS if " " not in word),
 }  # fmt: skip
-"""Words by universal part-of-speech tag."""
+"""Words by universal part-of-speech tag, such as captions have most: a backdoor trained on few words knows those."""
 _WHO = ("NOUN", "ADJ NOUN", "DET NOUN", "DET ADJ NOUN")
 _WITH = ("", "ADP NOUN", "ADP DET NOUN")
 _WHERE = (*_WITH, "ADP DET ADJ NOUN", "ADP DET ADJ NOUN ADP NOUN")

@@ -148,6 +148,8 @@ class Stages:
             return
         best = max((text.collapse for text in found), key=lambda collapse: collapse.gap)
         self.found.evidence.append(evidence.gap("literal_gap", best, self.subject.name))
+        surest = max(found, key=lambda text: text.success[0])
+        self.found.evidence.append(evidence.literal_success(surest.success, surest.collapse.n, self.subject.name))
         for text in found:
             leads = text is found[0] or text.success[0] >= MOST
             if leads and text.collapse.gap >= self.policy.literal_gap:

@@ -93,6 +93,8 @@ def test_the_cascade_names_the_token_that_takes_over(monkeypatch: pytest.MonkeyP
     values = {item.name: item.value for item in found.evidence}
     assert values["sweep_gap"] > 0.5
     assert values["literal_gap"] >= values["sweep_gap"] - 0.05
+    assert values["literal_success"] == found.triggers[0].asr
+    assert values["literal_success"] > 0.5
     assert found.sweep is not None
     assert found.sweep.tried == 101
     assert found.sweep.leads[0].token_ids == (token,)
@@ -241,7 +243,7 @@ def test_without_a_finding_no_trigger_is_searched(toy: TextEncoder, monkeypatch:
     found = scan(Subject("clip_l", perturbed(toy, 0.001), toy), PROMPTS, quick, POLICY)
     assert not found.faults
     assert not found.triggers
-    assert "literal_gap" not in {item.name for item in found.evidence}
+    assert not {"literal_gap", "literal_success"} & {item.name for item in found.evidence}
 
 
 def test_a_sweep_that_fails_is_a_fault_and_never_clean(toy: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
