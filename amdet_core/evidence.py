@@ -286,7 +286,7 @@ def success(
 
 
 def literal_success(success: tuple[float, Interval], n: int, encoder: str) -> Evidence:
-    """The largest share of prompts that a text which a search found leads to its output."""
+    """Share of prompts that the text with the largest gap leads to one output."""
     share, interval = success
     return Evidence(
         name="literal_success",

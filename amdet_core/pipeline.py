@@ -146,10 +146,9 @@ class Stages:
         found = [texts.towards(goal) for goal in self.found.targets(settings)]
         if not found:
             return
-        best = max((text.collapse for text in found), key=lambda collapse: collapse.gap)
-        self.found.evidence.append(evidence.gap("literal_gap", best, self.subject.name))
-        surest = max(found, key=lambda text: text.success[0])
-        self.found.evidence.append(evidence.literal_success(surest.success, surest.collapse.n, self.subject.name))
+        best = max(found, key=lambda text: text.collapse.gap)
+        self.found.evidence.append(evidence.gap("literal_gap", best.collapse, self.subject.name))
+        self.found.evidence.append(evidence.literal_success(best.success, best.collapse.n, self.subject.name))
         for text in found:
             leads = text is found[0] or text.success[0] >= MOST
             if leads and text.collapse.gap >= self.policy.literal_gap:

@@ -70,7 +70,7 @@ ANCHORS = {
 MEANINGS = {
     "gap": "how much of what sets outputs of prompts apart in the anchor is lost, with the recovered feature",
     "literal_gap": "the same with the best real text in place of the feature",
-    "literal_success": "share of prompts that a real text brings to one output (centred cosine above 0.9)",
+    "literal_success": "share of prompts that this text brings to one output (centred cosine above 0.9)",
     "sweep_gap": "the same with the best of all single tokens and characters",
     "sweep_departure": "how far the one token that does so most makes the encoder leave its anchor",
     "moved_gap": "the same with the best text of the tokens whose rows of the table moved most",

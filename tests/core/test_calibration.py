@@ -21,6 +21,7 @@ KNOWN = Calibration(
     terms=(GAP.model_copy(update={"honest": 0.2}), TEXT),
     null=tuple(i / 198 for i in range(199)),
 )
+TEXT_FOUND = {"literal_gap": 0.9, "literal_success": 0.9}
 CALIBRATED = Policy.model_validate(
     {**POLICIES["amdet-2"].model_dump(), "calibrations": (KNOWN,), "required": ("sweep_gap",)}
 )
@@ -101,7 +102,7 @@ def test_p_values_of_honest_encoders_are_spread_evenly() -> None:
 
 
 def test_a_score_that_honest_encoders_do_not_reach_flags_and_findings_say_how_gravely() -> None:
-    taken = decide(CALIBRATED, evidence(sweep_gap=0.9), [])
+    taken = decide(CALIBRATED, evidence(sweep_gap=0.9, **TEXT_FOUND), [])
     assert taken.level == Level.BACKDOORED
     assert taken.p_value == 1 / 200
     assert taken.rate == 0.01
@@ -109,17 +110,19 @@ def test_a_score_that_honest_encoders_do_not_reach_flags_and_findings_say_how_gr
         "Of fine-tunes of a toy, it is set to flag 1.0% at most; for others that is not known."
     )
     assert "a token takes over (sweep_gap 0.90, honest ones up to 0.20)" in taken.reasons[-1]
-    odd = decide(CALIBRATED, evidence(sweep_gap=0.3), [])
-    assert odd.level == Level.SUSPICIOUS
+    for unsure in ({}, {"literal_gap": 0.9, "literal_success": 0.1}, {"literal_gap": 0.1, "literal_success": 0.9}):
+        odd = decide(CALIBRATED, evidence(sweep_gap=0.3, **unsure), [])
+        assert odd.level == Level.SUSPICIOUS
 
 
 def test_a_bound_on_what_is_weighed_flags_nothing_that_honest_encoders_reach_and_others_flag_by_themselves() -> None:
-    honest = KNOWN.model_copy(update={"terms": (GAP.model_copy(update={"honest": 0.9}), TEXT)})
+    honest = KNOWN.model_copy(update={"terms": tuple(one.model_copy(update={"honest": 0.9}) for one in (GAP, TEXT))})
     policy = CALIBRATED.model_copy(update={"calibrations": (honest,)})
-    below = evidence(sweep_gap=0.5)  # over the bound of a finding, and half as far as honest ones go
+    found = {"literal_gap": 0.45, "literal_success": 0.9}
+    below = evidence(sweep_gap=0.1, **found)  # over the bound of a finding, and half as far as honest ones go
     assert decide(policy, below, []).level == Level.CLEAN
     assert (score(policy, below) or 0.0) < 0
-    beside = evidence(sweep_gap=0.5, spread=0.1)
+    beside = evidence(sweep_gap=0.1, spread=0.1)
     assert decide(policy, beside, []).level == Level.SUSPICIOUS
     assert score(policy, beside) == pytest.approx(0.1)
 
@@ -145,7 +148,7 @@ def test_without_the_evidence_or_with_a_fault_it_is_never_clean() -> None:
     assert decide(CALIBRATED, evidence(literal_gap=0.1), []).level == Level.INCONCLUSIVE
     fault = Fault(stage="sweep", error="X", message="broke", encoder="clip_l")
     assert decide(CALIBRATED, evidence(sweep_gap=0.1), [fault]).level == Level.INCONCLUSIVE
-    assert decide(CALIBRATED, evidence(sweep_gap=0.9), [fault]).level == Level.BACKDOORED
+    assert decide(CALIBRATED, evidence(sweep_gap=0.9, **TEXT_FOUND), [fault]).level == Level.BACKDOORED
 
 
 def test_the_score_of_a_calibrated_policy_is_positive_exactly_when_it_flags() -> None:
@@ -154,7 +157,7 @@ def test_the_score_of_a_calibrated_policy_is_positive_exactly_when_it_flags() ->
         assert margin is not None
         assert (margin > 0) == (decide(CALIBRATED, evidence(sweep_gap=gap), []).level > Level.CLEAN)
     assert score(CALIBRATED, evidence(pattern_gap=0.9)) is None
-    assert score(CALIBRATED, evidence(literal_gap=0.9)) == pytest.approx(0.5), "by the bound of a finding alone"
+    assert score(CALIBRATED, evidence(**TEXT_FOUND)) == pytest.approx(0.4), "by the bounds of a finding alone"
 
 
 def test_a_null_without_any_evidence_ranks_what_has_some() -> None:
