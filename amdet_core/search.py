@@ -87,12 +87,12 @@ def search(
     hunt = _Hunt(suspect, anchor, tails, goal.to(suspect.centre), chosen, config, generator, progress)
     longest = min(config.longest, room)
     singles: list[Ids] = [(lead,) for lead in hunt.leads]
-    grown, lead = [hunt.grow(singles, longest)], hunt.best_of(singles)
-    begun = [hunt.best_of(alike) for alike in _by_length(starts) if len(alike[0]) <= longest]
-    if begun:
+    grown = [hunt.grow(singles, longest)]
+    if begun := [hunt.best_of(alike) for alike in _by_length(starts) if len(alike[0]) <= longest]:
         whole = max(begun, key=_score)
         part = hunt.best_of([hunt.shorten(whole, 0.0, hunt.draw(config.prompts)).ids])
-        if (needed := max(whole, part, key=_score)).score > lead.score:  # otherwise it is no better start than that
+        needed = max(whole, part, key=_score)
+        if needed.score > hunt.best_of(singles).score:  # otherwise it is no better start than a single token
             grown.append(hunt.grow([needed.ids], longest))
     return hunt.shorten(hunt.exchange(max(grown, key=_score)), config.slack, hunt.all)
 

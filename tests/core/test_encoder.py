@@ -345,7 +345,8 @@ def test_positions_are_added_from_where_the_input_starts():
 ])  # fmt: skip
 def test_activations(name, wanted):
     x = torch.linspace(-4, 4, 50)
-    assert (activation(name, x) - wanted(x)).abs().max() <= 1e-6
+    rounding = 1e-6 if name == "quick_gelu" else 0  # silu, scaled
+    assert (activation(name, x) - wanted(x)).abs().max() <= rounding
 
 
 # ---------------------------------------------------------------- refusals
