@@ -19,7 +19,7 @@ from . import __version__
 from .anchors import Anchors
 from .errors import AmdetError, EncoderError, NoEncoderError
 from .formats import files_of, is_model, models_below
-from .formats.files import reading
+from .formats.files import sha256
 from .jobs import Job, Outcome, choose_device
 from .prompts import read_prompts
 from .records import Tool, utf8
@@ -28,7 +28,6 @@ from .storage import REPORT, check_writable, publish, record_json, write_atomic
 from .verdict import load_policy
 
 OVERVIEW, PAGE = "overview.json", "overview.html"
-BLOCK = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,11 +154,7 @@ class Fleet:
 def _contents(path: Path) -> Iterator[bytes]:
     """Digests of the files that decide what a model is, with their names."""
     for file in files_of(path):
-        digest = hashlib.sha256()
-        with reading(file), file.open("rb") as opened:
-            while block := opened.read(BLOCK):
-                digest.update(block)
-        yield f"{digest.hexdigest()} {file.relative_to(path).as_posix()}".encode()
+        yield f"{sha256(file)} {file.relative_to(path).as_posix()}".encode()
 
 
 def _digest(*parts: bytes) -> str:

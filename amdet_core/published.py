@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field
 
-from .errors import StorageError
+from .formats.files import reading, sha256
 from .records import Record, Sha256
 
 
@@ -67,18 +66,6 @@ def known_file(path: Path) -> KnownFile | None:
     Raises:
         StorageError: the file can't be read.
     """
-    digest = hashlib.sha256()
-    try:
+    with reading(path):
         size = path.stat().st_size
-        if all(file.bytes != size for file in KNOWN_FILES.values()):
-            return None
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    except OSError as error:
-        raise StorageError(
-            expected=f"a readable file at {path}",
-            found=error.strerror or str(error),
-            remedy="Check the path and your right to read it.",
-        ) from error
-    return KNOWN_FILES.get(digest.hexdigest())
+    return KNOWN_FILES.get(sha256(path)) if any(file.bytes == size for file in KNOWN_FILES.values()) else None

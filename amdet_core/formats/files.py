@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,15 @@ def reading(path: Path) -> Iterator[None]:
             found=f"{path}: {error.strerror or error}",
             remedy="Check that the path exists and that you may read it.",
         ) from error
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; raises StorageError."""
+    digest = hashlib.sha256()
+    with reading(path), path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def open_raw(path: Path) -> FileIO:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..encoder import TextEncoder, expected_shapes
 from ..errors import AmdetError, ConfigError, EncoderError, NoEncoderError
 from ..tokenizer import ClipTokenizer, clip_tokenizer
-from .files import read_json, reading
+from .files import read_json, sha256
 from .folders import components, config_file, other_weights, pipeline_file, weight_file
 from .layouts import LONG_CLIP_KEPT, POSITION_REST, Location, locate, merge_positions, pieces
 from .parts import CONSTANTS, OTHER_ENCODER, QUANTISED, SCALES, describe, describe_unknown, sort_out
@@ -174,18 +174,10 @@ def file_sha256(target: OpenedTarget) -> str:
     if not target.files:
         raise ConfigError("a target that was read from disk", str(target.path), "Hash its values instead.")
     if target.files == (target.path,):
-        return _sha256(target.path)
+        return sha256(target.path)
     root = target.path if target.path.is_dir() else target.path.parent
-    lines = sorted(f"{_sha256(file)}  {file.relative_to(root).as_posix()}\n" for file in target.files)
+    lines = sorted(f"{sha256(file)}  {file.relative_to(root).as_posix()}\n" for file in target.files)
     return hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with reading(path), path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager
