@@ -90,8 +90,8 @@ class Layers:
         mask = self._mask(x)
         for layer in range(self.spec.layers):
             x, k, v = self._layer(layer, x, mask, None)
-            keys.append(k)
-            values.append(v)
+            keys.append(k.contiguous())  # read again for every candidate
+            values.append(v.contiguous())
         return Prefix(tuple(keys), tuple(values))
 
     def mlp_inputs(self, hidden: Tensor, layer: int) -> Tensor:

@@ -230,6 +230,8 @@ def _around(encoder: TextEncoder, ids: Tensor, place: Place) -> tuple[Tensor, Te
 @torch.no_grad()
 def _prefix(encoder: TextEncoder, ids: Tensor) -> Prefix:
     parts = Batches(PREFIXES).map(lambda part: encoder.prefix(encoder.place(encoder.embed(ids[part]))), len(ids))
+    if len(parts) == 1:  # hundreds of megabytes in a full-size encoder, which joining would copy
+        return parts[0]
     return Prefix(
         tuple(torch.cat(keys) for keys in zip(*(part.keys for part in parts), strict=True)),
         tuple(torch.cat(values) for values in zip(*(part.values for part in parts), strict=True)),
