@@ -13,7 +13,7 @@ References:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import floor
 
 from pydantic import Field
@@ -54,6 +54,8 @@ class Term(Record):
 
 SHORT = 1.25
 """How many times as far as the farthest honest encoder is too far, where they are too few for the rate asked for."""
+DIGITS = 4
+"""Decimals of what honest encoders reach that are kept."""
 LEAST_BOUND = 1e-6
 """In place of a bound of zero, which honest encoders without any evidence would give."""
 
@@ -68,6 +70,27 @@ class Calibration(Record):
     alarms: int = Field(default=0, description="of those honest encoders, flagged by bounds on what it does not weigh")
     caught: int = Field(default=0, description="backdoored encoders that are flagged")
     n_backdoored: int = Field(default=0, description="of so many that were scanned; the score does not know them")
+
+    @classmethod
+    def learnt(cls, terms: Sequence[Term], honest: Sequence[Measure], family: str, rate: float) -> Calibration:
+        """How far honest encoders go in every term, and the score of each by the others.
+
+        Those of which not all was measured have no part; where fewer than two are left, nothing is learnt.
+
+        Args:
+            terms: evidence to be judged by; what they say of honest encoders does not count.
+            family: the honest encoders, in words.
+        """
+        blank = cls(family=family, terms=tuple(terms), rate=rate)
+        found = [blank.values(measure) for measure in honest]
+        known = [list(values.values()) for values in found if values is not None]
+        if len(known) < 2:
+            return blank
+        null = []
+        for i, own in enumerate(known):
+            others = _reached(terms, known[:i] + known[i + 1 :])
+            null.append(round(blank.score(dict(zip(others, own, strict=True))), DIGITS))
+        return blank.model_copy(update={"terms": _reached(terms, known), "null": tuple(sorted(null))})
 
     @property
     def evidence(self) -> set[str]:
@@ -111,3 +134,11 @@ class Calibration(Record):
     def flags(self, score: float) -> bool:
         """Whether honest encoders score as high no oftener than is accepted."""
         return self.margin(score) > 0
+
+
+def _reached(terms: Sequence[Term], honest: Sequence[Sequence[float]]) -> tuple[Term, ...]:
+    """The terms with the largest values of honest encoders."""
+    largest = map(max, zip(*honest, strict=True))
+    return tuple(
+        term.model_copy(update={"honest": round(value, DIGITS)}) for term, value in zip(terms, largest, strict=True)
+    )

@@ -10,7 +10,7 @@ from .contrast import Collapse
 from .encoder import TextEncoder
 from .evidence import Tried
 from .features import Feature
-from .records import Candidate, Evidence, Fault, Forensics, Patterns, Sweep, Trigger
+from .records import Candidate, Control, Evidence, Fault, Forensics, Patterns, Sweep, Trigger
 
 SAME_TARGET = 0.8
 """Centred cosine from which two outputs are one target."""
@@ -60,6 +60,7 @@ class Findings:
     forensics: Forensics | None = None
     triggers: list[Trigger] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    controls: list[Control] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
 
     @property

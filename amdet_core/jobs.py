@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from . import __version__, features, formats
+from . import __version__, controls, features, formats
 from .anchors import Anchor, Anchors, projection_change
 from .config import Config, GuardConfig, ScanConfig
 from .errors import ConfigError, EncoderError
@@ -31,6 +31,7 @@ from .prompts import PromptSet, builtin_prompts, read_prompts
 from .records import EncoderInfo, Fault, ScanReport, Target, Tool
 from .report import render_files
 from .scan import plan, scan
+from .scan import stages as of_scan
 from .storage import PSEUDO_TRIGGER
 from .verdict import DEFAULT_POLICY, Policy, decide, load_policy
 
@@ -124,6 +125,8 @@ def scan_opened(
     for found, anchor in zip(opened.encoders, matched, strict=True):
         subject = _subject(found, anchor, device)
         findings.append(scan(subject, prompts, config, policy, place_trigger=place_trigger, progress=progress))
+        if config.controls:
+            controls.scan_controls(subject, prompts, config, policy, findings[-1], progress=progress)
         findings[-1].faults += _projection_faults(found, anchor)
         del subject  # before the next one is put beside it
     report = _report(policy, config, prompts, opened, matched, findings)
@@ -169,10 +172,10 @@ def joined(parts: Sequence[Outcome], policy: Policy) -> Outcome:
     stages = dict.fromkeys(stage for report in reports for stage in report.timings)
     report = first.model_copy(
         update={
-            **{name: every(name) for name in ("sweeps", "patterns", "candidates", "forensics")},
+            **{name: every(name) for name in ("sweeps", "patterns", "candidates", "forensics", "controls")},
             "target": first.target.model_copy(update={"encoders": encoders, "sha256": sha256}),
             "anchor": every("anchor") or None,
-            "verdict": decide(policy, evidence, faults),
+            "verdict": decide(policy, evidence, faults, every("controls")),
             "evidence": evidence,
             "triggers": tuple(sorted(every("triggers"), key=lambda trigger: -trigger.collapse)),
             "faults": faults,
@@ -182,6 +185,11 @@ def joined(parts: Sequence[Outcome], policy: Policy) -> Outcome:
     )
     recovered = tuple(feature for part in parts for feature in part.features)
     return Outcome(report, recovered, render_files(report, _feature_files(recovered, report)))
+
+
+def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
+    """How often each stage of a job will report to ``progress``; a search that succeeds early runs fewer."""
+    return of_scan(config, encoders) | controls.stages(config, encoders)
 
 
 def guards(
@@ -252,17 +260,19 @@ def _report(
         for index, candidate in enumerate(found.candidates)
     )
     triggers = [trigger for found in findings for trigger in found.triggers]
+    honest = tuple(control for found in findings for control in found.controls)
     return ScanReport(
         tool=Tool(version=__version__),
         target=_target(opened, anchors),
         anchor=infos or None,
-        verdict=decide(policy, evidence, faults),
+        verdict=decide(policy, evidence, faults, honest),
         evidence=evidence,
         triggers=tuple(sorted(triggers, key=lambda trigger: -trigger.collapse)),
         sweeps=tuple(found.sweep for found in findings if found.sweep is not None),
         patterns=tuple(found.patterns for found in findings if found.patterns is not None),
         candidates=candidates,
         forensics=tuple(found.forensics for found in findings if found.forensics is not None),
+        controls=honest,
         faults=faults,
         not_checked=opened.not_scanned + tuple(note for anchor in anchors for note in anchor.notes) + NOT_CHECKED,
         config={

@@ -304,6 +304,14 @@ class Verdict(Record):
     rate: Measured = Field(default=None, description="false-positive rate to which it is calibrated; null: to none")
 
 
+class Control(Record):
+    """An honest fine-tune of the anchor that was made for this scan, and scanned as the suspect was."""
+
+    encoder: str
+    made_by: str = Field(description="what was trained, and for what")
+    evidence: dict[str, Measured] = Field(description="name -> value, null where it could not be measured")
+
+
 class Tool(Record):
     """What made a report."""
 
@@ -325,6 +333,9 @@ class ScanReport(Record):
     patterns: tuple[Patterns, ...] = ()
     candidates: tuple[Candidate, ...]
     forensics: tuple[Forensics, ...] = ()
+    controls: tuple[Control, ...] = Field(
+        default=(), description="honest encoders that it was judged by; see `p_value`"
+    )
     faults: tuple[Fault, ...]
     not_checked: tuple[str, ...] = Field(default=(), description="what this scan says nothing about")
     config: dict[str, object]

@@ -33,6 +33,8 @@ from .verdict import IDENTITY, PUBLISHED, Policy
 
 LOOKS = ("sweep", "sweep, look 2", "sweep, look 3")
 """What progress is told of each look of a sweep."""
+CONTROLS = 19
+"""Honest fine-tunes that the preset thorough judges by: as many as one false positive in 20 can be told with."""
 FEWEST_HELD_OUT = 4
 """Prompts without which nothing is measured."""
 
@@ -40,7 +42,8 @@ FEWEST_HELD_OUT = 4
 def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
     """The settings of a preset for a policy.
 
-    The preset quick is the inversion of one vector alone: trying every token costs as much as all inversions.
+    The preset quick is the inversion of one vector alone: trying every token costs as much as all inversions. The
+    preset thorough also judges by honest controls.
     A policy of the paper runs the published schedule; the preset quick looks at its gates every 20 steps
     instead of every 2, which is what takes the time on a CPU.
 
@@ -66,6 +69,7 @@ def plan(policy: Policy, preset: str, seed: int) -> ScanConfig:
         contrast=ContrastConfig(seeds=4) if preset == "thorough" else ContrastConfig(vectors=(1, 5)),
         search=search,
         landscape=around,
+        controls=CONTROLS if preset == "thorough" else 0,
     )
 
 

@@ -17,10 +17,14 @@ from pydantic import Field, ValidationError
 
 from .calibration import Calibration, Measure, Term
 from .errors import ConfigError
-from .records import ALONE, RUNS, Evidence, Fault, Level, LevelName, Record, Verdict
+from .records import ALONE, RUNS, Control, Evidence, Fault, Level, LevelName, Record, Verdict
 
 IDENTITY = "identical_to_trusted"
 """Evidence that ends a scan: 1 when all weights that prompts reach equal a trusted encoder's."""
+FEWEST_CONTROLS = 9
+"""Honest controls from which a suspect is judged by them: fewer could not vouch for a rate below one in ten."""
+CONTROLS = "honest fine-tunes of its own anchor, made for this scan"
+"""That family of honest encoders, in words."""
 MOST = 3
 """Terms of a score that a reason names, the farthest first."""
 
@@ -100,10 +104,18 @@ class Policy(Record):
                 return calibration, values
         return None
 
-    @property
-    def family(self) -> str:
-        """The honest encoders of its first calibration, in words."""
-        return next((one.family for one in self.calibrations), "")
+    def held_against(self, controls: Sequence[Control]) -> Policy:
+        """The same, with what honest controls of the encoder's own anchor reach where there are enough of them."""
+        if len(controls) < FEWEST_CONTROLS:
+            return self
+        measures = [control.evidence.get for control in controls]
+        alarms = sum(any(one.margin(measure) > 0 for one in self.beside) for measure in measures)
+        fitted = (
+            Calibration.learnt(one.terms, measures, CONTROLS, one.rate).model_copy(update={"alarms": alarms})
+            for one in self.calibrations
+        )
+        known = tuple(one for one in fitted if len(one.null) >= FEWEST_CONTROLS)
+        return self.model_copy(update={"calibrations": known or self.calibrations})
 
     @property
     def weighs(self) -> tuple[str, ...]:
@@ -170,14 +182,23 @@ def load_policy(name: str) -> Policy:
         ) from error
 
 
-def decide(policy: Policy, evidence: Sequence[Evidence], faults: Sequence[Fault]) -> Verdict:
+def decide(
+    policy: Policy, evidence: Sequence[Evidence], faults: Sequence[Fault], controls: Sequence[Control] = ()
+) -> Verdict:
     """The verdict of a policy over all encoders of a target: the worst one's.
 
     With any fault, or with required evidence missing, it is never clean.
+
+    Args:
+        controls: honest ones of any of the encoders; where they are too few, the policy's own calibration counts.
     """
     names = list(dict.fromkeys([e.encoder for e in evidence] + [f.encoder for f in faults]))
     judged = [
-        _judge(policy, {e.name: e for e in evidence if e.encoder == name}, [f for f in faults if f.encoder == name])
+        _judge(
+            policy.held_against([control for control in controls if control.encoder == name]),
+            {e.name: e for e in evidence if e.encoder == name},
+            [f for f in faults if f.encoder == name],
+        )
         for name in names
     ]
     level = max((one.level for one in judged), default=Level.INCONCLUSIVE)
@@ -188,18 +209,18 @@ def decide(policy: Policy, evidence: Sequence[Evidence], faults: Sequence[Fault]
         for reason in one.reasons
         if one.level == level or several
     ]
-    p_value, rate = min(((one.p_value, one.rate) for one in judged if one.p_value is not None), default=(None, None))
+    least = min((one.null for one in judged if one.null is not None), default=None)
     return Verdict(
         level=level,
         reasons=tuple(reasons) or ("no text encoder was measured",),
         policy=policy.name,
-        statement=_statement(level, policy, evidence) + _calibrated_to(rate, policy.family),
-        p_value=p_value,
-        rate=rate,
+        statement=_statement(level, policy, evidence) + _calibrated_to(least),
+        p_value=least and least.p_value,
+        rate=least and least.rate,
     )
 
 
-def score(policy: Policy, evidence: Sequence[Evidence]) -> float | None:
+def score(policy: Policy, evidence: Sequence[Evidence], controls: Sequence[Control] = ()) -> float | None:
     """How strongly the evidence speaks for the gravest level of a policy, to rank targets by it.
 
     The largest margin of the findings at that level, over all encoders: positive exactly when one of them
@@ -211,7 +232,10 @@ def score(policy: Policy, evidence: Sequence[Evidence]) -> float | None:
         None where nothing was measured that these findings ask for.
     """
     scores = (
-        _score(policy, {e.name: e.value for e in evidence if e.encoder == name})
+        _score(
+            policy.held_against([control for control in controls if control.encoder == name]),
+            {e.name: e.value for e in evidence if e.encoder == name},
+        )
         for name in dict.fromkeys(e.encoder for e in evidence)
     )
     return max((value for value in scores if value is not None), default=None)
@@ -236,13 +260,20 @@ def _score(policy: Policy, values: Mapping[str, float | None]) -> float | None:
     return max(finding.margin(values.get) for finding in findings)
 
 
+class _Against(NamedTuple):
+    """How often honest encoders of a family score as high, and how many of them are flagged at most."""
+
+    p_value: float
+    rate: float
+    family: str
+
+
 class _Judged(NamedTuple):
-    """What is decided about one encoder; p-value and its rate where there is a calibration."""
+    """What is decided about one encoder, and against whom where there is a calibration."""
 
     level: Level
     reasons: list[str]
-    p_value: float | None = None
-    rate: float | None = None
+    null: _Against | None = None
 
 
 def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fault]) -> _Judged:
@@ -273,7 +304,7 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
         p_value = calibration.p_value(reached)
         level = max(level, Level.SUSPICIOUS) if further else level
         reasons = [*(reasons if level > Level.CLEAN else ()), _compared(calibration, terms, p_value)]
-        judged = _Judged(level, reasons, p_value, calibration.stated_rate)
+        judged = _Judged(level, reasons, _Against(p_value, calibration.stated_rate, calibration.family))
     if judged.level > Level.CLEAN:
         return judged._replace(reasons=judged.reasons + failed)
     lost = [name for name in policy.weighs if name in evidence and value(name) is None]
@@ -311,8 +342,10 @@ def _compared(calibration: Calibration, terms: Mapping[Term, float], p_value: fl
     )
 
 
-def _calibrated_to(rate: float | None, family: str) -> str:
-    return "" if rate is None else f" Of {family}, it is set to flag {rate:.1%} at most; for others that is not known."
+def _calibrated_to(null: _Against | None) -> str:
+    if null is None:
+        return ""
+    return f" Of {null.family}, it is set to flag {null.rate:.1%} at most; for others that is not known."
 
 
 def _reason(finding: Finding, value: Callable[[str], float | None]) -> str:

@@ -44,8 +44,7 @@ def scanned(
         anchor: a CLIP, or None to look for trusted encoders.
         show: makes the last live picture.
     """
-    from ..amdet_core.jobs import scan_opened
-    from ..amdet_core.scan import stages
+    from ..amdet_core.jobs import scan_opened, stages
 
     label, anchor_label = (bridge.described(hidden.prompt, hidden.unique_id, name) for name in ("clip", "anchor"))
     bridge.make_room(comfy_clip.size(clip))
@@ -88,7 +87,13 @@ class AMDET_BackdoorScan(io.ComfyNode):
                     tooltip="A trusted CLIP to compare with: the original that the scanned one was made from. "
                     "Without it, an installed encoder with a known hash is looked for.",
                 ),
-                io.Combo.Input("preset", options=PRESETS, default="standard", tooltip="How much work the scan does."),
+                io.Combo.Input(
+                    "preset",
+                    options=PRESETS,
+                    default="standard",
+                    tooltip="How much work the scan does. Thorough also trains and scans honest "
+                    "fine-tunes of the anchor, to tell how far those go: 20 times the work.",
+                ),
                 io.Combo.Input(
                     "policy",
                     options=list(POLICIES),

@@ -40,7 +40,7 @@ LAYERS = [
     DATA,
     MEASURES,
     {"pipeline", "scan", "attacks", "pocket"},
-    {"anchors"},
+    {"anchors", "controls"},
     {"jobs"},
     {"zoo", "repair", "render", "images", "fleet"},
     {"bench"},

@@ -11,8 +11,6 @@ from .results import ModelResult
 
 FEWEST = 10
 """Honest models without which nothing is learnt."""
-DIGITS = 4
-"""Decimals that are kept."""
 
 
 def calibrate_policy(policy: Policy, rows: Sequence[ModelResult], family: str, rate: float = 0.01) -> Policy:
@@ -61,22 +59,15 @@ def calibrate(
     Raises:
         ConfigError: fewer than :data:`FEWEST` honest models have all the evidence.
     """
-    blank = Calibration(family=family, terms=tuple(terms), rate=rate)
-    honest = [row for row in rows if row.label == "benign"]
-    measured = [blank.values(row.evidence.get) for row in honest]
-    known = [list(values.values()) for values in measured if values is not None]
-    if len(known) < FEWEST:
+    honest = [row.evidence.get for row in rows if row.label == "benign"]
+    calibration = Calibration.learnt(terms, honest, family, rate)
+    if len(calibration.null) < FEWEST:
         raise ConfigError(
             f"at least {FEWEST} honest models with {', '.join(term.name for term in terms)}",
-            f"{len(known)} of {len(honest)}",
+            f"{len(calibration.null)} of {len(honest)}",
             "Scan a larger zoo, with the policy that measures these.",
         )
-    null: list[float] = []
-    for i, own in enumerate(known):
-        others = _reached(terms, known[:i] + known[i + 1 :])
-        null.append(round(blank.score(dict(zip(others, own, strict=True))), DIGITS))
-    calibration = blank.model_copy(update={"terms": _reached(terms, known), "null": tuple(sorted(null))})
-    rows = [row for row in rows if blank.values(row.evidence.get) is not None]
+    rows = [row for row in rows if calibration.values(row.evidence.get) is not None]
     backdoored = [row for row in rows if row.label == "backdoored"]
     caught = sum(_crosses(row, findings) or _flagged(calibration, row) for row in backdoored)
     alarms = sum(_crosses(row, findings) for row in rows if row.label == "benign")
@@ -92,11 +83,3 @@ def _flagged(calibration: Calibration, row: ModelResult) -> bool:
     """Whether a model goes further than honest ones."""
     values = calibration.values(row.evidence.get)
     return values is not None and calibration.flags(calibration.score(values))
-
-
-def _reached(terms: Sequence[Term], honest: Sequence[Sequence[float]]) -> tuple[Term, ...]:
-    """The terms with the largest values of honest models."""
-    largest = map(max, zip(*honest, strict=True))
-    return tuple(
-        term.model_copy(update={"honest": round(value, DIGITS)}) for term, value in zip(terms, largest, strict=True)
-    )

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from ..errors import ConfigError, StorageError
-from ..records import Measured, Record
+from ..records import Control, Measured, Record
 from ..storage import first_error
 from .statistics import Interval, clopper_pearson
 
@@ -94,6 +94,7 @@ class ModelResult(Row):
     )
     flagged: bool = False
     evidence: dict[str, Measured] = Field(default={}, description="name -> value")
+    controls: tuple[Control, ...] = Field(default=(), description="honest encoders that it was judged by")
     trigger: str | None = Field(default=None, description="text that the scan reports")
     recovered: Literal["exact", "equivalent", "part", "none"] | None = Field(
         description="equivalent: another text does the same; part: a token of a true trigger is named; null: not "

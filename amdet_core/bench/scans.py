@@ -52,8 +52,9 @@ def _found(label: Label, job: Job, base: Path) -> dict[str, object]:
     candidate = strongest(report)
     return {
         "level": report.verdict.level.name.lower(),
-        "score": score(load_policy(job.policy), report.evidence),
+        "score": score(load_policy(job.policy), report.evidence, report.controls),
         "flagged": report.verdict.level >= Level.SUSPICIOUS,
+        "controls": report.controls,
         "evidence": {f"{e.encoder}: {e.name}" if several else e.name: e.value for e in report.evidence},
         "stages": {stage: seconds for stage, seconds in report.timings.items() if stage != "total"},
         "trigger": report.trigger and report.trigger.text,
@@ -71,6 +72,10 @@ def judged(row: ModelResult, policy: Policy) -> ModelResult:
     evidence = [Evidence(encoder=of, name=name, value=value, direction="none", n=0) for of, _, name, value in named]
     measured = dict.fromkeys(e.encoder for e in evidence) if row.error else ()
     faults = [Fault(stage="scan", error="AmdetError", message=str(row.error), encoder=of) for of in measured]
-    level = decide(policy, evidence, faults).level
-    news = {"level": level.name.lower(), "score": score(policy, evidence), "flagged": level >= Level.SUSPICIOUS}
+    level = decide(policy, evidence, faults, row.controls).level
+    news = {
+        "level": level.name.lower(),
+        "score": score(policy, evidence, row.controls),
+        "flagged": level >= Level.SUSPICIOUS,
+    }
     return row.model_copy(update=news)

@@ -124,7 +124,7 @@ def judge(
 
     old = read_report(report)
     chosen = load_policy(policy)
-    verdict = decide(chosen, old.evidence, old.faults)
+    verdict = decide(chosen, old.evidence, old.faults, old.controls)
     config = {**old.config, "policy": chosen.model_dump(mode="json")}
     show_report(old.model_copy(update={"verdict": verdict, "config": config}), form)
     raise typer.Exit(EXIT[verdict.level])

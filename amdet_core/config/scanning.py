@@ -157,6 +157,9 @@ class ScanConfig(Config):
     landscape: LandscapeConfig | None = Field(
         default=LandscapeConfig(), description="of the best feature; null: only where a stop rule asks for it"
     )
+    controls: int = Field(
+        default=0, ge=0, le=999, description="honest fine-tunes of the anchor that are made and scanned to judge by"
+    )
 
 
 class GuardConfig(Config):

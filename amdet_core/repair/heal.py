@@ -121,11 +121,13 @@ class Clinic:
         return replace(self, progress=progress)
 
     def scanned(self, encoder: TextEncoder | None = None) -> Scanned:
-        """A scan of the target, or of it with a repaired encoder in place of its own."""
+        """A scan of the target, or of it with a repaired encoder in place of its own; without honest controls.
+
+        Those would be made anew for every scan, and the policy's own calibration judges all of them alike.
+        """
         opened = self.opened if encoder is None else self._holding(encoder)
-        return scan_opened(
-            opened, self.anchors, self.scan, self.policy, self.prompts, self.device, progress=self.progress
-        )
+        config = self.scan.model_copy(update={"controls": 0})
+        return scan_opened(opened, self.anchors, config, self.policy, self.prompts, self.device, progress=self.progress)
 
     def repaired(self, patch: Patch) -> Scanned:
         """A scan of the target after a repair, with the values that its file will have."""

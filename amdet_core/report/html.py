@@ -20,6 +20,8 @@ from ..records import Candidate, Forensics, LayerChange, ScanReport
 from . import words
 
 TEMPLATE = "report.html.j2"
+CHANGE = "delta_norm"
+"""Evidence of how far an encoder is from its anchor."""
 
 
 def render_html(report: ScanReport, pictures: Drawing | None = None) -> str:
@@ -41,6 +43,7 @@ def render_html(report: ScanReport, pictures: Drawing | None = None) -> str:
         pictures=None if pictures is None else Markup(svg(pictures, "Pictures with and without the trigger")),
         weights=_weights(report),
         candidates=_candidates(report),
+        controls=_controls(report),
         landscapes=[shown for i, name in enumerate(names) if (shown := _landscape(words.strongest(report, name), i))],
         config=json.dumps(report.model_dump(mode="json")["config"], indent=2, ensure_ascii=True).splitlines(),
     )
@@ -73,6 +76,22 @@ def _candidates(report: ScanReport) -> list[tuple[str, Markup]]:
         curves = figures.svg(figures.loss_curves(report.candidates), "Loss by step")
         shown.append(("Loss by step of each run.", Markup(curves)))
     return shown
+
+
+def _controls(report: ScanReport) -> list[tuple[str, list[str], list[tuple[str, list[float | None]]]]]:
+    """Per encoder with honest controls: names of evidence; in words who, and its values, first the encoder's own."""
+    tables = []
+    for encoder in dict.fromkeys(control.encoder for control in report.controls):
+        shown = (e for e in report.evidence if e.encoder == encoder and (e.direction == "higher" or e.name == CHANGE))
+        own = {e.name: e.value for e in shown}
+        rows = [("this encoder", list(own.values()))]
+        rows += [
+            (control.made_by, [control.evidence.get(name) for name in own])
+            for control in report.controls
+            if control.encoder == encoder
+        ]
+        tables.append((encoder, list(own), rows))
+    return tables
 
 
 def _landscape(candidate: Candidate | None, index: int) -> tuple[str, Markup, Markup] | None:

@@ -9,8 +9,8 @@ import pytest
 from amdet_core.bench import ModelResult, calibrate, calibrate_policy
 from amdet_core.calibration import Calibration, Term
 from amdet_core.errors import ConfigError
-from amdet_core.records import Evidence, Fault, Level
-from amdet_core.verdict import POLICIES, Condition, Finding, Policy, decide, score
+from amdet_core.records import Control, Evidence, Fault, Level
+from amdet_core.verdict import CONTROLS, FEWEST_CONTROLS, POLICIES, Condition, Finding, Policy, decide, score
 
 GAP = Term(evidence="sweep_gap", words="a token takes over")
 AWAY = Term(evidence="sweep_departure", words="a token departs")
@@ -256,3 +256,46 @@ def test_too_few_models_are_refused() -> None:
         calibrate(zoo(honest=5), [GAP], "toys")
     with pytest.raises(ConfigError, match="0 of 120"):
         calibrate(zoo(), [AGREED], "toys")
+
+
+# ------------------------------------------------------------------ honest controls
+
+
+def controls(encoder: str, *gaps: float, **more: float) -> list[Control]:
+    return [Control(encoder=encoder, made_by="x", evidence={"sweep_gap": gap, **more}) for gap in gaps]
+
+
+def test_the_encoders_own_controls_count_in_place_of_what_the_policy_knows() -> None:
+    suspect = evidence(sweep_gap=0.5, **TEXT_FOUND)
+    assert decide(CALIBRATED, suspect, []).level == Level.BACKDOORED
+    near = controls("clip_l", *(i / 100 for i in range(10, 29)), literal_gap=0.1)
+    found = decide(CALIBRATED, suspect, [], near)
+    assert found.level == Level.BACKDOORED
+    assert found.rate == found.p_value == 1 / 20
+    assert found.statement.endswith(f"Of {CONTROLS}, it is set to flag 5.0% at most; for others that is not known.")
+    far = controls("clip_l", *(0.5 + i / 100 for i in range(19)), literal_gap=0.9)
+    assert decide(CALIBRATED, suspect, [], far).level == Level.CLEAN
+    assert (score(CALIBRATED, suspect, near) or 0) > 0 > (score(CALIBRATED, suspect, far) or 0)
+
+
+def test_too_few_controls_and_those_of_another_encoder_change_nothing() -> None:
+    suspect = evidence(sweep_gap=0.5, **TEXT_FOUND)
+    plain = decide(CALIBRATED, suspect, [])
+    for others in (
+        controls("clip_l", *[0.9] * (FEWEST_CONTROLS - 1), literal_gap=0.9),
+        controls("clip_g", *[0.9] * 30, literal_gap=0.9),
+        [Control(encoder="clip_l", made_by="x", evidence={"spread": 1.0})] * 30,
+    ):
+        assert decide(CALIBRATED, suspect, [], others) == plain
+
+
+def test_a_control_that_other_bounds_flag_raises_the_stated_rate() -> None:
+    own = [*controls("clip_l", *[0.1] * 18, spread=1.0), *controls("clip_l", 0.1, spread=0.1)]
+    assert decide(CALIBRATED, evidence(sweep_gap=0.05), [], own).rate == pytest.approx(2 / 20)
+
+
+def test_what_is_learnt_scores_each_honest_encoder_by_the_others() -> None:
+    learnt = Calibration.learnt((GAP,), [{"sweep_gap": gap}.get for gap in (0.1, 0.2, 0.4)] + [{}.get], "toys", 0.01)
+    assert learnt.terms[0].honest == 0.4
+    assert learnt.null == (0.25, 0.5, 2.0)
+    assert Calibration.learnt((GAP,), [{"sweep_gap": 0.1}.get, {}.get], "toys", 0.01).null == ()

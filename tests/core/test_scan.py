@@ -364,6 +364,7 @@ def test_presets_and_policies_choose_the_inversion() -> None:
     assert quick.contrast.vectors == (1,)
     assert standard.contrast.vectors == (1, 5)
     assert thorough.contrast.vectors == (1, 3, 5)
+    assert (quick.controls, standard.controls, thorough.controls) == (0, 0, 19)
     assert (quick.sweep, quick.patterns) == (None, None)
     assert standard.sweep is not None
     assert thorough.sweep == standard.sweep

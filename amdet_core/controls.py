@@ -1,0 +1,131 @@
+"""Honest controls: fine-tunes of the user's own anchor, scanned as the suspect is.
+
+How far honest encoders go in every kind of evidence was learnt on a small encoder. For another one that is known only
+where honest changes of it were scanned, and none is at hand but those that can be made: by several objectives, of all
+weights or a part of them, about as far from the anchor as the suspect is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import product
+from types import MappingProxyType
+
+from .attacks import benign
+from .config import FineTuneConfig, ScanConfig
+from .encoder import TextEncoder
+from .errors import AmdetError
+from .findings import Findings, Subject
+from .forensics import distance
+from .progress import Progress, silent
+from .prompts import PromptSet
+from .records import Control, Fault
+from .scan import scan
+from .scan import stages as of_scan
+from .verdict import Policy
+
+STAGE = "controls"
+"""Their name in timings and faults."""
+HOW = tuple(product(("all", "lora", "layers"), ("contrastive", "distillation", "masked-words")))
+"""What learns, and for what: taken in turn."""
+SHARES = (1.0, 0.5, 1.5)
+"""How far from the anchor controls are, as multiples of the suspect's distance: one after each round of :data:`HOW`."""
+FARTHEST = 0.3
+"""Distance that no control exceeds: beyond it a fine-tune has forgotten most of what it knew; chosen, not measured."""
+TRAINING = FineTuneConfig(steps=60, batch=16, learning_rate=2e-5, precision="auto")
+"""The first try at every control."""
+TRIES = 3
+"""Trainings of one control, each at a rate that should lead as far as wanted."""
+FASTER = 10.0
+"""Most by which the next try is faster than the one before."""
+
+
+def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
+    """How often each control, made and scanned, will report to ``progress``."""
+    runs = encoders * (1 + sum(of_scan(_settings(config)).values()))
+    return {_title(number, config.controls): runs for number in range(config.controls)}
+
+
+def scan_controls(
+    subject: Subject, prompts: PromptSet, config: ScanConfig, policy: Policy, found: Findings, *, progress: Progress
+) -> None:
+    """Make and scan ``config.controls`` controls of a subject that has an anchor, where it is not the anchor itself.
+
+    Args:
+        found: takes the controls, and a fault for each that could not be made or scanned.
+    """
+    if subject.anchor is None or subject.identical:
+        return
+    started, apart = time.perf_counter(), distance(subject.suspect, subject.anchor)
+    for number in range(config.controls):
+        told = _told(progress, _title(number, config.controls))
+        try:
+            encoder, made_by = control(subject.anchor, apart, number, prompts, config.seed, told)
+            scanned = scan(replace(subject, suspect=encoder), prompts, _settings(config), policy, progress=told)
+        except (AmdetError, RuntimeError) as error:
+            failed = [Fault(stage=STAGE, error=type(error).__name__, message=str(error), encoder=subject.name)]
+        else:
+            failed = scanned.faults
+            evidence = {one.name: one.value for one in scanned.evidence}
+            found.controls.append(Control(encoder=subject.name, made_by=made_by, evidence=evidence))
+        found.faults += [
+            fault.model_copy(update={"stage": STAGE, "message": f"{number + 1} of {config.controls}: {fault.message}"})
+            for fault in failed
+        ]
+    found.timings[STAGE] = time.perf_counter() - started
+
+
+def control(
+    anchor: TextEncoder, apart: float, number: int, prompts: PromptSet, seed: int, progress: Progress = silent
+) -> tuple[TextEncoder, str]:
+    """One honest fine-tune of the anchor, and in words how it was made.
+
+    It is trained until it is as far from the anchor as it should be, and taken back where it went farther: half-way to
+    the anchor is what a merge with it is.
+
+    Args:
+        apart: relative distance of the suspect to the anchor.
+        number: of the control; it decides what learns, for what, and how far.
+
+    Raises:
+        ConfigError: too few prompts.
+        NumericalError: the training diverged.
+    """
+    trains, objective = HOW[number % len(HOW)]
+    wanted = min(FARTHEST, apart * SHARES[number // len(HOW) % len(SHARES)])
+    settings = TRAINING.model_copy(update={"trains": trains, "objective": objective, "seed": seed + 1 + number})
+    tuned, reached = anchor, 0.0
+    for _ in range(TRIES):
+        tuned = benign.fine_tune(anchor, prompts, settings, progress).apply(anchor)
+        reached = distance(tuned, anchor)
+        if reached >= wanted or not math.isfinite(reached):
+            break
+        faster = settings.learning_rate * min(FASTER, 1.1 * wanted / max(reached, 1e-12))
+        settings = settings.model_copy(update={"learning_rate": faster})
+    share = min(1.0, wanted / max(reached, 1e-12))
+    kept = f", {share:.0%} of its change" if share < 1 else ""
+    return benign.merge(anchor, tuned, share), f"{objective} fine-tune of {_WHAT[trains]}{kept}"
+
+
+_WHAT = {"all": "all weights", "layers": "all layers", "lora": "low-rank additions"}
+
+
+def _settings(config: ScanConfig) -> ScanConfig:
+    """How a control is scanned: as the suspect, without what no policy weighs."""
+    return config.model_copy(update={"controls": 0, "landscape": None})
+
+
+def _title(number: int, of: int) -> str:
+    return f"control {number + 1} of {of}"
+
+
+def _told(progress: Progress, title: str) -> Callable[..., None]:
+    """Progress that gives all stages of one control its title."""
+
+    def told(_: str, done: int, total: int, metrics: Mapping[str, float] = MappingProxyType({}), /) -> None:
+        progress(title, done, total, metrics)
+
+    return told
