@@ -170,6 +170,27 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made: P
     assert all(torch.equal(w, stored[name]) for name, w in weights.decode(weights.encode(weights_again)).items())
 
 
+def test_the_unet_goes_on_from_weights_and_the_other_parts_stay(made: Path, tmp_path: Path) -> None:
+    work = replace(painter.work(tmp_path, steps=4), begin=made / "weights")
+    told: list[tuple[str, int]] = []
+    recipe.make(work, recipe.STAGES, lambda stage, done, *_: told.append((stage, done)))
+    assert [done for stage, done in told if stage == "unet"] == [3, 4]
+    assert not {"vae", "decoder", "tower", "reader"} & {stage for stage, _ in told}
+    for part in networks.PARTS:
+        old, new = ((folder / "weights" / f"{part}.safetensors").read_bytes() for folder in (made, tmp_path))
+        assert (old == new) == (part != "unet"), part
+
+
+def test_a_training_that_goes_on_rises_to_its_rate_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    going_on = Training("line", nn.Linear(3, 3), line, replace(PLAN, warmup=4), tmp_path / "x.pt", begun=4)
+    rates: list[float] = []
+    going_on.run(lambda *_: rates.append(going_on.optimizer.param_groups[0]["lr"]))
+    assert len(rates) == 4
+    assert rates[0] < rates[1]
+    assert max(rates) < PLAN.rate / 2, "it is in the second half of its schedule"
+
+
 def test_stages_can_be_run_one_by_one(tmp_path: Path) -> None:
     recipe.make(painter.work(tmp_path), ("pictures",), silent)
     assert {path.name for path in tmp_path.iterdir()} == {"pictures-12.npy"}

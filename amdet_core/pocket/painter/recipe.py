@@ -13,6 +13,9 @@ goes on from what it finds in DIR; its result is DIR/weights, four files to be c
     unet       velocities of noised latents, given captions
     export     DIR/weights
 
+With ``--begin FOLDER`` the UNet goes on from the weights there, as after the first half of its steps, and the other
+parts are taken as they are.
+
 The pocket encoder is frozen throughout. Steps and batches are chosen for two cores and about two hours; batches are
 small, as a CPU gains little from large ones.
 """
@@ -34,6 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...progress import Progress
+from ...storage import write_atomic
 from .. import load
 from .captions import caption
 from .losses import autoencoding, contrast, decoding, denoising, reading, to_tensor
@@ -41,7 +45,7 @@ from .networks import LATENT_CHANNELS, LATENT_PIXELS, PARTS, unet
 from .pictures import PIXELS, draw
 from .scenes import Scene, scenes
 from .training import Loss, Metrics, Plan, Training
-from .weights import decode, encode, save
+from .weights import decode, encode, load_weights, save
 
 SEED, READER_SEED = 0, 1
 """Of the scenes that the painter, and that the reader, learn from."""
@@ -56,7 +60,7 @@ PLANS = {
 }
 CHUNK = 200
 """Pictures that pass the VAE together."""
-TWO_SHARE = 0.4
+TWO_SHARE = 0.6
 """Of the UNet's pictures that are picked among those of two objects alone, which are harder; the rest among all."""
 SAID_SECONDS = 20.0
 
@@ -69,12 +73,14 @@ class Work:
         pictures: drawn.
         batches: stage -> pictures in a step.
         plans: stage -> how it is trained.
+        begin: folder of weights from which the UNet goes on, in place of random ones.
     """
 
     out: Path
     pictures: int
     batches: Mapping[str, int]
     plans: Mapping[str, Plan]
+    begin: Path | None = None
 
     @property
     def pictures_file(self) -> Path:
@@ -84,7 +90,8 @@ class Work:
     @property
     def latents_file(self) -> Path:
         """``(N, 4, 8, 8)`` of 16 bits."""
-        return self.out / f"latents-{self.pictures}-{self.plans['vae'].steps}.npy"
+        vae = self.plans["vae"].steps if self.begin is None else "begun"
+        return self.out / f"latents-{self.pictures}-{vae}.npy"
 
     def scenes(self) -> list[Scene]:
         """What the pictures show."""
@@ -97,8 +104,13 @@ class Work:
             module: to begin with; random weights where None.
         """
         torch.manual_seed(SEED)
-        module = module or (unet(training=True) if part == "unet" else PARTS[part]())
-        return Training(part, module, loss, self.plans[part], self.out / f"{part}.pt", SEED)
+        plan, begun = self.plans[part], 0
+        fresh = module or (unet(training=True) if part == "unet" else PARTS[part]())
+        if self.begin is not None:
+            begun = plan.steps // 2 if part == "unet" else plan.steps
+            if module is None:
+                fresh.load_state_dict(load_weights(part, self.begin))
+        return Training(part, fresh, loss, plan, self.out / f"{part}.pt", SEED, begun)
 
 
 def make(work: Work, stages: tuple[str, ...], progress: Progress) -> None:
@@ -232,7 +244,12 @@ def export(work: Work, progress: Progress) -> None:
     """Write the averaged weights of all parts."""
     trainings = {"vae": train_decoder, "unet": train_unet, "tower": train_tower, "reader": train_reader}
     for done, (part, train) in enumerate(trainings.items()):
+        progress("export", done, len(trainings), {})
         plan = work.plans[part]
+        if work.begin is not None and part != "unet":
+            name = f"{part}.safetensors"
+            write_atomic(work.out / "weights" / name, (work.begin / name).read_bytes())
+            continue
         about = {
             "made_by": "amdet_core.pocket.painter.recipe",
             "pictures": str(work.pictures),
@@ -242,7 +259,7 @@ def export(work: Work, progress: Progress) -> None:
             "seed": str(SEED),
         }
         save(part, train(work, progress), work.out / "weights", about)
-        progress("export", done + 1, len(trainings), {})
+    progress("export", len(trainings), len(trainings), {})
 
 
 # ------------------------------------------------------------------ command
@@ -276,6 +293,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="working folder; a killed run goes on from it")
     parser.add_argument("--pictures", type=int, default=48_000, help="drawn")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
+    parser.add_argument("--begin", type=Path, help="folder of weights from which the UNet goes on")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="do these alone")
     for part, plan in PLANS.items():
         parser.add_argument(f"--{part}-steps", type=int, default=plan.steps, help="over all runs")
@@ -288,6 +306,7 @@ def main() -> None:
         given["pictures"],
         {part: given[f"{part}_batch"] for part in PLANS},
         {part: replace(plan, steps=given[f"{part}_steps"]) for part, plan in PLANS.items()},
+        given["begin"],
     )
     make(work, tuple(given["stages"]), Lines())
 

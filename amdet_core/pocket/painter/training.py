@@ -53,11 +53,14 @@ class Training:
         loss: of one step; must draw every random number from its generator, so that a resumed run goes on as if
             it had not been stopped.
         checkpoint: file in which the state is kept.
+        begun: steps that the module has taken elsewhere.
     """
 
-    def __init__(self, name: str, module: nn.Module, loss: Loss, plan: Plan, checkpoint: Path, seed: int = 0) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, loss: Loss, plan: Plan, checkpoint: Path, seed: int = 0, begun: int = 0
+    ) -> None:
         self.name, self.module, self.loss, self.plan, self.checkpoint = name, module, loss, plan, checkpoint
-        self.seed, self.step = seed, 0
+        self.seed, self.step, self.begun = seed, begun, begun
         self.average = {key: w.detach().clone() for key, w in module.state_dict().items()}
         weights = list(module.parameters())
         groups = [
@@ -85,7 +88,7 @@ class Training:
         return self.average
 
     def _update(self) -> Metrics:
-        warm = min(1.0, (self.step + 1) / self.plan.warmup)
+        warm = min(1.0, (self.step - self.begun + 1) / self.plan.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.plan.steps))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
