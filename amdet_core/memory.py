@@ -1,8 +1,8 @@
-"""What devices lack: room, where less runs side by side with the same results, and float64."""
+"""What devices lack: room, where less runs side by side with the same results, float64, and units for bfloat16."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,20 @@ OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cud
 def double(values: Tensor) -> Tensor:
     """In float64; on the CPU where the device, as Apple's, has none."""
     return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has units for products of bfloat16; without them they take longer than those of float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.get_device_capability(device) >= (8, 0))
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # old torch has none
+    return device.type == "cpu" and bool(known.get("amx_bf16") or known.get("avx512_bf16"))
+
+
+def fast_products(device: torch.device | str = "cpu") -> torch.autocast:
+    """A context in which matrices are multiplied in bfloat16, where the device has units for that."""
+    device = torch.device(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device))
 
 
 class Batches:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import TrainingConfig
 from ..encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
 from ..errors import NumericalError
+from ..memory import multiplies_bfloat16
 from ..progress import Progress
 
 Metrics = Mapping[str, float]
@@ -115,7 +116,7 @@ def train(
     optimizer = torch.optim.AdamW([*student.parameters, *extra], lr=rate, weight_decay=0.0, fused=_fused(student))
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(config.steps * config.milestone)], config.decay)
     device, losses = student.base.device, list[float]()
-    half = config.precision == "bfloat16" or (config.precision == "auto" and _multiplies_bfloat16(device))
+    half = config.precision == "bfloat16" or (config.precision == "auto" and multiplies_bfloat16(device))
     for step in range(config.steps):
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             loss, metrics = objective(student.encoder(), generator)
@@ -139,14 +140,6 @@ def train(
 def _fused(student: Student) -> bool:
     """Whether torch updates all tensors in one go there, as it does on a CPU and with CUDA."""
     return student.base.device.type in ("cpu", "cuda")
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device has units for products of bfloat16; without them they take longer than those of float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.get_device_capability(device) >= (8, 0))
-    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # old torch has none
-    return device.type == "cpu" and bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
 def draw(prompts: Sequence[str], count: int, generator: torch.Generator) -> list[str]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder, expected_shapes
+from ..memory import fast_products
 from ..progress import Progress
 from ..records import EncoderSpec
 from ..tokenizer import ClipTokenizer, clip_tokenizer
@@ -152,7 +153,7 @@ class Distillation:
         """Match at EOS, and for padded prompts behind it, too: image models read all states."""
         batch = self.encoder.tokens([self.texts[i] for i in picked.tolist()], pad_to_context=padded)
         embeds = F.embedding(batch.ids, self.weights[TOKEN_FACTOR]) @ self.weights[TOKEN_BASIS]
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             states = self.encoder.transform(self.encoder.place(embeds)).float()
         targets = self.targets[picked].float()
         loss = match(self.encoder.pool(states, batch.eos), self.head, targets)

@@ -31,6 +31,7 @@ from torch import Tensor
 from ..attacks import text_on_text
 from ..encoder import TOKEN_TABLE, TextEncoder
 from ..formats import write_encoder
+from ..memory import fast_products
 from ..patch import Patch
 from ..progress import Progress
 from ..prompts import PromptSet, builtin_prompts, read_prompts
@@ -64,7 +65,7 @@ def load_teacher() -> Embed:
         for start in range(0, len(order), size):
             picked = [texts[i] for i in order[start : start + size]]
             batch = tokenizer(picked, padding=True, truncation=True, max_length=96, return_tensors="pt")
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast_products():
                 states = model(**batch).last_hidden_state.float()
             mask = batch["attention_mask"].unsqueeze(-1)
             rows.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1))

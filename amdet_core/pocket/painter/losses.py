@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...encoder import TextEncoder
+from ...memory import fast_products
 from .captions import caption, full
 from .diffusion import STEPS, noised, signal, velocity
 from .networks import ImageTower, Reader
@@ -60,7 +61,7 @@ def psnr(picture: Tensor, other: Tensor) -> float:
 def autoencoding(vae: Any, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
     """Pictures come back, edges too, and latents keep to mean 0 and deviation 1 in every channel."""
     pictures = pictures.contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         latents = vae.encode(pictures).latents
         noise = torch.randn(latents.shape, generator=generator) * LATENT_NOISE
         back = vae.decode(latents + noise).sample
@@ -74,7 +75,7 @@ def autoencoding(vae: Any, pictures: Tensor, generator: torch.Generator) -> tupl
 def decoding(decoder: nn.Module, latents: Tensor, pictures: Tensor) -> tuple[Tensor, Metrics]:
     """Pictures come back, edges too, from latents that stay as they are."""
     pictures = pictures.contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         back = decoder(latents)
     return _unlike(back.float(), pictures)
 
@@ -91,7 +92,7 @@ def contrast(
 ) -> tuple[Tensor, Metrics]:
     """Each picture finds its caption among the batch's, and each caption its picture."""
     told = [full(one) if random.random() < FULL_SHARE else caption(one, random) for one in scenes]
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         seen = tower.pictures(pictures)
     read = tower.texts(encoder.encode(told, batch_size=128))
     logits = tower.log_scale.clamp(LEAST_SCALE, MOST_SCALE).exp() * seen @ read.T
@@ -117,7 +118,7 @@ def denoising(
     times = torch.randint(STEPS, (len(latents),), generator=generator)
     share = signal()[times].view(-1, 1, 1, 1)
     noise = torch.randn(latents.shape, generator=generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         said = unet(noised(latents, noise, share), times, states.float()).sample
     loss = F.mse_loss(said.float(), velocity(latents, noise, share))
     return loss, {}
@@ -143,7 +144,7 @@ def reading(reader: Reader, batch: int, step: int, seed: int, generator: torch.G
     """Colours and shapes of fresh drawings, some of them blurred, with a tint and noise as paintings have them."""
     shown = [scene(seed, step * batch + i, unseen=True) for i in range(batch)]
     clean = to_tensor(np.stack([draw(one) for one in shown]))
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         pairs, colours, shapes = reader(roughened(clean, generator))
     wanted = [
         torch.stack([_shares(one, names, part) for one in shown])

@@ -36,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...memory import fast_products
 from ...progress import Progress
 from ...storage import write_atomic
 from .. import load
@@ -153,7 +154,7 @@ def encoded(work: Work, progress: Progress) -> NDArray[np.float16]:
         pictures, module = drawn(work, progress), PARTS["vae"]().train(False)
         module.load_state_dict(decode(encode(train_vae(work, progress))))
         for start in range(0, work.pictures, CHUNK):
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast_products():
                 latents = module.encode(to_tensor(pictures[start : start + CHUNK])).latents
             out[start : start + CHUNK] = latents.float().numpy()
             progress("latents", min(start + CHUNK, work.pictures), work.pictures, {})
