@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
@@ -20,6 +21,7 @@ from .encoder import TextEncoder
 from .errors import AmdetError
 from .findings import Findings, Subject
 from .forensics import distance
+from .memory import OUT_OF_MEMORY
 from .progress import Progress, silent
 from .prompts import PromptSet
 from .records import Control, Fault
@@ -55,26 +57,27 @@ def scan_controls(
     """Make and scan ``config.controls`` controls of a subject that has an anchor, where it is not the anchor itself.
 
     Args:
-        found: takes the controls, and a fault for each that could not be made or scanned.
+        found: takes the controls, and a fault for each way in which some could not be made or scanned.
     """
     if subject.anchor is None or subject.identical:
         return
     started, apart = time.perf_counter(), distance(subject.suspect, subject.anchor)
+    failed = defaultdict[tuple[str, str], list[str]](list)
     for number in range(config.controls):
         told = _told(progress, _title(number, config.controls))
         try:
             encoder, made_by = control(subject.anchor, apart, number, prompts, config.seed, told)
             scanned = scan(replace(subject, suspect=encoder), prompts, _settings(config), policy, progress=told)
-        except (AmdetError, RuntimeError) as error:
-            failed = [Fault(stage=STAGE, error=type(error).__name__, message=str(error), encoder=subject.name)]
-        else:
-            failed = scanned.faults
-            evidence = {one.name: one.value for one in scanned.evidence}
-            found.controls.append(Control(encoder=subject.name, made_by=made_by, evidence=evidence))
-        found.faults += [
-            fault.model_copy(update={"stage": STAGE, "message": f"{number + 1} of {config.controls}: {fault.message}"})
-            for fault in failed
-        ]
+        except (AmdetError, RuntimeError) as why:
+            failed[type(why).__name__, str(why)].append(str(number + 1))
+            continue
+        for fault in scanned.faults:
+            failed[fault.error, f"{fault.stage}: {fault.message}"].append(str(number + 1))
+        evidence = {one.name: one.value for one in scanned.evidence}
+        found.controls.append(Control(encoder=subject.name, made_by=made_by, evidence=evidence))
+    for (error, message), numbers in failed.items():
+        said = f"honest control {', '.join(numbers)} of {config.controls}: {message}"
+        found.faults.append(Fault(stage=STAGE, error=error, message=said, encoder=subject.name))
     found.timings[STAGE] = time.perf_counter() - started
 
 
@@ -84,7 +87,7 @@ def control(
     """One honest fine-tune of the anchor, and in words how it was made.
 
     It is trained until it is as far from the anchor as it should be, and taken back where it went farther: half-way to
-    the anchor is what a merge with it is.
+    the anchor is what a merge with it is. Where there is no room to train what should learn, low-rank additions do.
 
     Args:
         apart: relative distance of the suspect to the anchor.
@@ -93,13 +96,20 @@ def control(
     Raises:
         ConfigError: too few prompts.
         NumericalError: the training diverged.
+        torch.OutOfMemoryError: there is no room for those either.
     """
     trains, objective = HOW[number % len(HOW)]
     wanted = min(FARTHEST, apart * SHARES[number // len(HOW) % len(SHARES)])
     settings = TRAINING.model_copy(update={"trains": trains, "objective": objective, "seed": seed + 1 + number})
     tuned, reached = anchor, 0.0
     for _ in range(TRIES):
-        tuned = benign.fine_tune(anchor, prompts, settings, progress).apply(anchor)
+        try:
+            tuned = benign.fine_tune(anchor, prompts, settings, progress).apply(anchor)
+        except OUT_OF_MEMORY:
+            if settings.trains == "lora":
+                raise
+            settings = settings.model_copy(update={"trains": "lora"})
+            continue
         reached = distance(tuned, anchor)
         if reached >= wanted or not math.isfinite(reached):
             break
@@ -107,7 +117,7 @@ def control(
         settings = settings.model_copy(update={"learning_rate": faster})
     share = min(1.0, wanted / max(reached, 1e-12))
     kept = f", {share:.0%} of its change" if share < 1 else ""
-    return benign.merge(anchor, tuned, share), f"{objective} fine-tune of {_WHAT[trains]}{kept}"
+    return benign.merge(anchor, tuned, share), f"{objective} fine-tune of {_WHAT[settings.trains]}{kept}"
 
 
 _WHAT = {"all": "all weights", "layers": "all layers", "lora": "low-rank additions"}

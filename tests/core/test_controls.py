@@ -17,6 +17,7 @@ from amdet_core.errors import NumericalError
 from amdet_core.findings import Findings, Subject
 from amdet_core.forensics import distance
 from amdet_core.formats import FoundEncoder, OpenedTarget
+from amdet_core.memory import OUT_OF_MEMORY
 from amdet_core.progress import silent
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
@@ -136,14 +137,38 @@ def test_one_that_fails_is_a_fault_and_the_others_are_made(toy: TextEncoder, mon
     assert [(fault.stage, fault.encoder, fault.error) for fault in found.faults] == [
         ("controls", "clip_l", "NumericalError")
     ]
-    assert found.faults[0].message.startswith("2 of 3: ")
+    assert found.faults[0].message.startswith("honest control 2 of 3: ")
     assert decide(POLICY, found.evidence, found.faults, found.controls).level == Level.INCONCLUSIVE
 
 
 def test_a_stage_that_fails_on_a_control_is_told_apart_from_one_of_the_suspect(toy: TextEncoder) -> None:
     assert QUICK.contrast is not None
     hard = QUICK.contrast.model_copy(update={"prompt_tokens": (70,)})  # no prompt is as long
-    broken = QUICK.model_copy(update={"controls": 1, "contrast": hard})
+    broken = QUICK.model_copy(update={"controls": 2, "contrast": hard})
     found = Findings()
     controls.scan_controls(Subject("clip_l", changed(toy, 0.002), toy), PROMPTS, broken, POLICY, found, progress=silent)
-    assert {fault.stage for fault in found.faults} == {"controls"}
+    assert [fault.stage for fault in found.faults] == ["controls"], "what all have in common is said once"
+    assert found.faults[0].message.startswith("honest control 1, 2 of 2: contrast: ")
+
+
+def test_without_room_to_train_all_weights_low_rank_additions_are_trained(
+    toy: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = benign.fine_tune
+
+    def cramped(encoder, prompts, config: FineTuneConfig, progress=silent):  # type: ignore[no-untyped-def]
+        if config.trains != "lora":
+            raise OUT_OF_MEMORY("no room")
+        return real(encoder, prompts, config, progress)
+
+    monkeypatch.setattr(controls.benign, "fine_tune", cramped)
+    encoder, made_by = controls.control(toy, 0.001, 0, PROMPTS, 1)
+    assert made_by.startswith("contrastive fine-tune of low-rank additions")
+    assert 0 < distance(encoder, toy) < 0.00101
+
+    def full(*_: object) -> None:
+        raise OUT_OF_MEMORY("no room at all")
+
+    monkeypatch.setattr(controls.benign, "fine_tune", full)
+    with pytest.raises(OUT_OF_MEMORY, match="at all"):
+        controls.control(toy, 0.001, 0, PROMPTS, 1)
