@@ -2,7 +2,8 @@
 
 How far honest encoders go in every kind of evidence was learnt on a small encoder. For another one that is known only
 where honest changes of it were scanned, and none is at hand but those that can be made: by several objectives, of all
-weights or a part of them, about as far from the anchor as the suspect is.
+weights or a part of them, until clean prompts are read as differently from the anchor as the suspect reads them. Weights
+say less: those of an encoder that was trained to stay as it was but for a trigger move far while what it says does not.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from types import MappingProxyType
+
+import torch.nn.functional as F
+from torch import Tensor
 
 from .attacks import benign
 from .config import FineTuneConfig, ScanConfig
 from .encoder import TextEncoder
 from .errors import AmdetError
 from .findings import Findings, Subject
-from .forensics import distance
 from .memory import OUT_OF_MEMORY
 from .progress import Progress, silent
 from .prompts import PromptSet
@@ -34,15 +37,19 @@ STAGE = "controls"
 HOW = tuple(product(("all", "lora", "layers"), ("contrastive", "distillation", "masked-words")))
 """What learns, and for what: taken in turn."""
 SHARES = (1.0, 0.5, 1.5)
-"""How far from the anchor controls are, as multiples of the suspect's distance: one after each round of :data:`HOW`."""
+"""How far controls drift, as multiples of the suspect's drift: one after each round of :data:`HOW`."""
 FARTHEST = 0.3
-"""Distance that no control exceeds: beyond it a fine-tune has forgotten most of what it knew; chosen, not measured."""
+"""Drift that no control exceeds: about as far as strong merges go; chosen, not measured."""
+DRIFT_PROMPTS, HALVINGS = 128, 7
+"""Clean prompts on which drift is measured, and how often the share of a change that drifts as far is narrowed down."""
 TRAINING = FineTuneConfig(steps=60, batch=16, learning_rate=2e-5, precision="auto")
 """The first try at every control."""
 TRIES = 3
-"""Trainings of one control, each at a rate that should lead as far as wanted."""
+"""Trainings of one control, each faster than the one before, until it drifts as far as wanted."""
 FASTER = 10.0
 """Most by which the next try is faster than the one before."""
+Read = Tensor
+"""Unit centred pooled states ``(N, D)`` of clean prompts."""
 
 
 def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
@@ -61,7 +68,9 @@ def scan_controls(
     """
     if subject.anchor is None or subject.identical:
         return
-    started, apart = time.perf_counter(), distance(subject.suspect, subject.anchor)
+    started = time.perf_counter()
+    texts = prompts.split()[0].prompts[:DRIFT_PROMPTS]
+    apart = drift(read(subject.suspect, texts), read(subject.anchor, texts))
     failed = defaultdict[tuple[str, str], list[str]](list)
     for number in range(config.controls):
         told = _told(progress, _title(number, config.controls))
@@ -86,11 +95,11 @@ def control(
 ) -> tuple[TextEncoder, str]:
     """One honest fine-tune of the anchor, and in words how it was made.
 
-    It is trained until it is as far from the anchor as it should be, and taken back where it went farther: half-way to
-    the anchor is what a merge with it is. Where there is no room to train what should learn, low-rank additions do.
+    It is trained until it drifts as far as it should, and taken back where it went farther: half-way to the anchor is
+    what a merge with it is. Where there is no room to train what should learn, low-rank additions do.
 
     Args:
-        apart: relative distance of the suspect to the anchor.
+        apart: drift of the suspect.
         number: of the control; it decides what learns, for what, and how far.
 
     Raises:
@@ -101,7 +110,8 @@ def control(
     trains, objective = HOW[number % len(HOW)]
     wanted = min(FARTHEST, apart * SHARES[number // len(HOW) % len(SHARES)])
     settings = TRAINING.model_copy(update={"trains": trains, "objective": objective, "seed": seed + 1 + number})
-    tuned, reached = anchor, 0.0
+    texts = prompts.split()[0].prompts[:DRIFT_PROMPTS]
+    tuned, reached, before = anchor, 0.0, read(anchor, texts)
     for _ in range(TRIES):
         try:
             tuned = benign.fine_tune(anchor, prompts, settings, progress).apply(anchor)
@@ -110,14 +120,36 @@ def control(
                 raise
             settings = settings.model_copy(update={"trains": "lora"})
             continue
-        reached = distance(tuned, anchor)
-        if reached >= wanted or not math.isfinite(reached):
+        reached = drift(read(tuned, texts), before)
+        if reached >= wanted:
             break
-        faster = settings.learning_rate * min(FASTER, 1.1 * wanted / max(reached, 1e-12))
+        faster = settings.learning_rate * min(FASTER, 1.5 * math.sqrt(wanted / max(reached, 1e-12)))
         settings = settings.model_copy(update={"learning_rate": faster})
-    share = min(1.0, wanted / max(reached, 1e-12))
+    share = 1.0
+    if reached > wanted:
+        share = _narrowed(lambda share: drift(read(benign.merge(anchor, tuned, share), texts), before) <= wanted)
     kept = f", {share:.0%} of its change" if share < 1 else ""
     return benign.merge(anchor, tuned, share), f"{objective} fine-tune of {_WHAT[settings.trains]}{kept}"
+
+
+def read(encoder: TextEncoder, prompts: Sequence[str]) -> Read:
+    """What an encoder says to clean prompts."""
+    pooled = encoder.encode(prompts)
+    return F.normalize(pooled - pooled.mean(0), dim=-1)
+
+
+def drift(one: Read, other: Read) -> float:
+    """How differently two encoders read the same prompts: mean of one minus the cosine, 0 to 2."""
+    return float((1 - (one * other).sum(-1)).mean())
+
+
+def _narrowed(near: Callable[[float], bool]) -> float:
+    """The largest share of a change that is near, to one part in so many halves."""
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if near(middle) else (low, middle)
+    return low or high
 
 
 _WHAT = {"all": "all weights", "layers": "all layers", "lora": "low-rank additions"}

@@ -45,20 +45,32 @@ def changed(encoder: TextEncoder, by: float) -> TextEncoder:
     )
 
 
-@pytest.mark.parametrize("apart", [1e-4, 0.01, 0.05])
+def drifted(encoder: TextEncoder, anchor: TextEncoder) -> float:
+    texts = PROMPTS.split()[0].prompts[: controls.DRIFT_PROMPTS]
+    return controls.drift(controls.read(encoder, texts), controls.read(anchor, texts))
+
+
+@pytest.mark.parametrize("apart", [0.003, 0.03, 0.1])
 @pytest.mark.parametrize("number", [0, 4, 8, 9, 18])
-def test_a_control_is_as_far_from_the_anchor_as_it_should_be(toy: TextEncoder, apart: float, number: int) -> None:
+def test_a_control_drifts_as_far_as_it_should(toy: TextEncoder, apart: float, number: int) -> None:
     before = {name: w.clone() for name, w in toy.weights.items()}
     encoder, made_by = controls.control(toy, apart, number, PROMPTS, 1)
     wanted = apart * controls.SHARES[number // len(controls.HOW)]
-    assert 0.9 * wanted < distance(encoder, toy) < 1.01 * wanted
+    assert 0.8 * wanted < drifted(encoder, toy) <= 1.001 * wanted
     assert made_by.split(" fine-tune of ")[0] == controls.HOW[number % len(controls.HOW)][1]
     assert all(torch.equal(w, before[name]) for name, w in toy.weights.items())
 
 
-def test_none_is_farther_than_a_fine_tune_gets(toy: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_none_drifts_farther_than_honest_models_do(toy: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controls, "FARTHEST", 0.01)
-    assert distance(controls.control(toy, 5.0, 0, PROMPTS, 1)[0], toy) < 0.0101
+    assert drifted(controls.control(toy, 1.5, 0, PROMPTS, 1)[0], toy) < 0.0101
+
+
+def test_drift_is_0_for_what_says_the_same_whatever_its_weights(toy: TextEncoder) -> None:
+    texts = PROMPTS.prompts[:20]
+    one = controls.read(toy, texts)
+    assert controls.drift(one, one) == pytest.approx(0, abs=1e-6)
+    assert controls.drift(one, -one) == pytest.approx(2)
 
 
 def test_controls_differ_and_the_same_seed_gives_the_same(toy: TextEncoder) -> None:
@@ -79,7 +91,7 @@ def test_it_trains_again_only_while_it_is_too_near(toy: TextEncoder, monkeypatch
     controls.control(toy, 1e-6, 0, PROMPTS, 1)
     assert rates == [controls.TRAINING.learning_rate]
     rates.clear()
-    controls.control(toy, 0.05, 0, PROMPTS, 1)
+    controls.control(toy, 0.2, 0, PROMPTS, 1)
     assert 1 < len(rates) <= controls.TRIES
     assert rates == sorted(rates)
     assert all(later <= controls.FASTER * rate * 1.001 for rate, later in pairwise(rates))
@@ -164,7 +176,7 @@ def test_without_room_to_train_all_weights_low_rank_additions_are_trained(
     monkeypatch.setattr(controls.benign, "fine_tune", cramped)
     encoder, made_by = controls.control(toy, 0.001, 0, PROMPTS, 1)
     assert made_by.startswith("contrastive fine-tune of low-rank additions")
-    assert 0 < distance(encoder, toy) < 0.00101
+    assert 0 < drifted(encoder, toy) < 0.00101
 
     def full(*_: object) -> None:
         raise OUT_OF_MEMORY("no room at all")
