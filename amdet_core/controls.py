@@ -2,8 +2,9 @@
 
 How far honest encoders go in every kind of evidence was learnt on a small encoder. For another one that is known only
 where honest changes of it were scanned, and none is at hand but those that can be made: by several objectives, of all
-weights or a part of them, until clean prompts are read as differently from the anchor as the suspect reads them. Weights
-say less: those of an encoder that was trained to stay as it was but for a trigger move far while what it says does not.
+weights or a part of them, until clean prompts are read as differently from the anchor as the suspect reads them.
+Weights say less: those of an encoder that was trained to stay as it was but for a trigger move far while what it says
+does not.
 """
 
 from __future__ import annotations
