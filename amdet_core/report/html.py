@@ -78,19 +78,17 @@ def _candidates(report: ScanReport) -> list[tuple[str, Markup]]:
     return shown
 
 
-def _controls(report: ScanReport) -> list[tuple[str, list[str], list[tuple[str, list[float | None]]]]]:
-    """Per encoder with honest controls: names of evidence; in words who, and its values, first the encoder's own."""
+def _controls(report: ScanReport) -> list[tuple[str, list[str], list[tuple[str, float | None, float, float]]]]:
+    """Per encoder with honest controls: how they were made, and by evidence its value, their least and their most."""
     tables = []
     for encoder in dict.fromkeys(control.encoder for control in report.controls):
-        shown = (e for e in report.evidence if e.encoder == encoder and (e.direction == "higher" or e.name == CHANGE))
-        own = {e.name: e.value for e in shown}
-        rows = [("this encoder", list(own.values()))]
-        rows += [
-            (control.made_by, [control.evidence.get(name) for name in own])
-            for control in report.controls
-            if control.encoder == encoder
-        ]
-        tables.append((encoder, list(own), rows))
+        honest = [control for control in report.controls if control.encoder == encoder]
+        rows = []
+        for e in report.evidence:
+            reached = [value for control in honest if (value := control.evidence.get(e.name)) is not None]
+            if e.encoder == encoder and (e.direction == "higher" or e.name == CHANGE) and reached:
+                rows.append((e.name, e.value, min(reached), max(reached)))
+        tables.append((encoder, [control.made_by for control in honest], rows))
     return tables
 
 

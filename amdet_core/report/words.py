@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,7 +12,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from ..records import ALONE, Candidate, Evidence, Forensics, Level, Patterns, ScanReport, Sweep, Trigger
 from ..storage import PSEUDO_TRIGGER
-from ..verdict import IDENTITY
+from ..verdict import FEWEST_CONTROLS, IDENTITY
 
 HEADLINES = {
     Level.CLEAN: "No evidence of a backdoor",
@@ -232,8 +233,14 @@ def sections(report: ScanReport) -> tuple[Section, ...]:
 
 def _why(report: ScanReport) -> Iterator[str]:
     yield from map(_sentence, report.verdict.reasons)
-    policy = report.config.get("policy")
-    if isinstance(policy, dict) and policy.get("name") == report.verdict.policy and "error_rate" in policy:
+    policy, controls = report.config.get("policy"), Counter(control.encoder for control in report.controls)
+    by_them = min(controls.values(), default=0) >= FEWEST_CONTROLS  # the statement says their rate
+    if (
+        isinstance(policy, dict)
+        and policy.get("name") == report.verdict.policy
+        and "error_rate" in policy
+        and not by_them
+    ):
         yield f"How often policy {report.verdict.policy} is wrong: {policy['error_rate']}."
     for name in dict.fromkeys(e.encoder for e in report.evidence):
         own = [e for e in report.evidence if e.encoder == name and e.interval and e.value is not None]

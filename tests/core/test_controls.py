@@ -124,6 +124,8 @@ def test_a_job_judges_by_them_says_so_and_tells_how_far_it_is(toy: TextEncoder) 
     page = render_html(report)
     assert "Honest controls of clip_l" in page
     assert all(control.made_by in page for control in report.controls)
+    assert "How often policy" in render_html(report.model_copy(update={"controls": report.controls[1:]}))
+    assert "How often policy" not in page, "the rate of the policy's own calibration does not hold here"
 
 
 def test_without_an_anchor_or_with_the_anchor_itself_there_are_none(toy: TextEncoder) -> None:
