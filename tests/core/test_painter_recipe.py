@@ -106,15 +106,15 @@ def test_roughened_pictures_are_still_the_same_pictures() -> None:
 
 
 @pytest.mark.slow
-def test_the_reader_learns_colours_within_seconds(tmp_path: Path) -> None:
-    work = replace(painter.work(tmp_path, 150), batches={**painter.BATCHES, "reader": 32})
+def test_the_reader_learns_colours_within_200_steps(tmp_path: Path) -> None:
+    work = replace(painter.work(tmp_path, 200), batches={**painter.BATCHES, "reader": 32})
     module = networks.Reader()
     module.load_state_dict(recipe.train_reader(work, silent))
     shown = [one for one in scenes.scenes(99, 300) if one.size]
     drawn = losses.to_tensor(np.stack([pictures.draw(one) for one in shown]))
     found = module.read(drawn)
     right = [next(iter(pair))[0] == one.things[0].colour for pair, one in zip(found, shown, strict=True)]
-    assert sum(right) / len(right) > 0.4
+    assert sum(right) / len(right) > 0.6
 
 
 # ------------------------------------------------------------------ the recipe
