@@ -31,6 +31,7 @@ from .prompts import PromptSet
 from .records import Control, Fault
 from .scan import scan
 from .scan import stages as of_scan
+from .sweep import departures
 from .verdict import Policy
 
 STAGE = "controls"
@@ -67,7 +68,7 @@ def scan_controls(
     Args:
         found: takes the controls, and a fault for each way in which some could not be made or scanned.
     """
-    if subject.anchor is None or subject.identical:
+    if not config.controls or subject.anchor is None or subject.identical:
         return
     started = time.perf_counter()
     texts = prompts.split()[0].prompts[:DRIFT_PROMPTS]
@@ -141,7 +142,7 @@ def read(encoder: TextEncoder, prompts: Sequence[str]) -> Read:
 
 def drift(one: Read, other: Read) -> float:
     """How differently two encoders read the same prompts: mean of one minus the cosine, 0 to 2."""
-    return float((1 - (one * other).sum(-1)).mean())
+    return float(departures(one, other).mean())
 
 
 def _narrowed(near: Callable[[float], bool]) -> float:

@@ -125,8 +125,7 @@ def scan_opened(
     for found, anchor in zip(opened.encoders, matched, strict=True):
         subject = _subject(found, anchor, device)
         findings.append(scan(subject, prompts, config, policy, place_trigger=place_trigger, progress=progress))
-        if config.controls:
-            controls.scan_controls(subject, prompts, config, policy, findings[-1], progress=progress)
+        controls.scan_controls(subject, prompts, config, policy, findings[-1], progress=progress)
         findings[-1].faults += _projection_faults(found, anchor)
         del subject  # before the next one is put beside it
     report = _report(policy, config, prompts, opened, matched, findings)

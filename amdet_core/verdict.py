@@ -104,11 +104,11 @@ class Policy(Record):
                 return calibration, values
         return None
 
-    def held_against(self, controls: Sequence[Control]) -> Policy:
-        """The same, with what honest controls of the encoder's own anchor reach where there are enough of them."""
-        if len(controls) < FEWEST_CONTROLS:
+    def held_against(self, controls: Sequence[Control], encoder: str) -> Policy:
+        """The same, with what honest controls of an encoder's own anchor reach where there are enough of them."""
+        measures = [control.evidence.get for control in controls if control.encoder == encoder]
+        if len(measures) < FEWEST_CONTROLS:
             return self
-        measures = [control.evidence.get for control in controls]
         alarms = sum(any(one.margin(measure) > 0 for one in self.beside) for measure in measures)
         fitted = (
             Calibration.learnt(one.terms, measures, CONTROLS, one.rate).model_copy(update={"alarms": alarms})
@@ -195,7 +195,7 @@ def decide(
     names = list(dict.fromkeys([e.encoder for e in evidence] + [f.encoder for f in faults]))
     judged = [
         _judge(
-            policy.held_against([control for control in controls if control.encoder == name]),
+            policy.held_against(controls, name),
             {e.name: e for e in evidence if e.encoder == name},
             [f for f in faults if f.encoder == name],
         )
@@ -233,7 +233,7 @@ def score(policy: Policy, evidence: Sequence[Evidence], controls: Sequence[Contr
     """
     scores = (
         _score(
-            policy.held_against([control for control in controls if control.encoder == name]),
+            policy.held_against(controls, name),
             {e.name: e.value for e in evidence if e.encoder == name},
         )
         for name in dict.fromkeys(e.encoder for e in evidence)
