@@ -25,20 +25,27 @@ CACHED = 1_000_000
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """Keys and values of positions that all candidates share, one pair per layer.
+    """Keys and values of positions that all candidates share.
+
+    Of all L layers together: some 100 MB in a full-size encoder, which go back to the system when they are freed.
+    Tensors of 5 MB would lie between short-lived ones in the heap, and hold hundreds of megabytes of it.
 
     Attributes:
-        keys: per layer ``(B, H, P, D // H)``.
-        values: per layer ``(B, H, P, D // H)``.
+        keys: ``(L, B, H, P, D // H)``.
+        values: ``(L, B, H, P, D // H)``.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    keys: Tensor
+    values: Tensor
 
     @property
     def length(self) -> int:
         """Positions P that are shared."""
-        return self.keys[0].shape[-2]
+        return self.keys.shape[-2]
+
+    def of(self, rows: Tensor) -> Prefix:
+        """Of some of the B prompts."""
+        return Prefix(self.keys[:, rows], self.values[:, rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +93,12 @@ class Layers:
             raise EncoderError(
                 "a causal encoder", "a bidirectional one", "A prefix can only be shared under a causal mask."
             )
-        keys, values, x = [], [], hidden
-        mask = self._mask(x)
+        shape = (len(hidden), self.spec.heads, hidden.shape[1], hidden.shape[2] // self.spec.heads)
+        keys, values = (hidden.new_empty(self.spec.layers, *shape) for _ in range(2))
+        x, mask = hidden, self._mask(hidden)
         for layer in range(self.spec.layers):
-            x, k, v = self._layer(layer, x, mask, None)
-            keys.append(k.contiguous())  # read again for every candidate
-            values.append(v.contiguous())
-        return Prefix(tuple(keys), tuple(values))
+            x, keys[layer], values[layer] = self._layer(layer, x, mask, None)
+        return Prefix(keys, values)
 
     def mlp_inputs(self, hidden: Tensor, layer: int) -> Tensor:
         """What ``fc2`` of a layer reads: placed embeddings ``(B, T, D)`` -> ``(B, T, M)``, M the MLP's width."""

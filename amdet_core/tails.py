@@ -107,9 +107,7 @@ class Tails:
         """Pooled states ``(R, B, D)`` of suspect and anchor for the same; K may be 0."""
         behind = self.behind if rows is None else self.behind[rows]
         own, other = (
-            _heard(
-                side, v, partial(_tail, side.encoder, prefix if rows is None else _select(prefix, rows), behind=behind)
-            )
+            _heard(side, v, partial(_tail, side.encoder, prefix if rows is None else prefix.of(rows), behind=behind))
             for (side, prefix), v in (
                 (self.suspect, vectors),
                 (self.anchor, vectors if anchor_vectors is None else anchor_vectors),
@@ -123,8 +121,8 @@ class Tails:
         (suspect, own), (anchor, other) = self.suspect, self.anchor
         return replace(
             self,
-            suspect=(suspect, _select(own, rows)),
-            anchor=(anchor, _select(other, rows)),
+            suspect=(suspect, own.of(rows)),
+            anchor=(anchor, other.of(rows)),
             behind=self.behind[rows],
         )
 
@@ -232,14 +230,7 @@ def _prefix(encoder: TextEncoder, ids: Tensor) -> Prefix:
     parts = Batches(PREFIXES).map(lambda part: encoder.prefix(encoder.place(encoder.embed(ids[part]))), len(ids))
     if len(parts) == 1:  # hundreds of megabytes in a full-size encoder, which joining would copy
         return parts[0]
-    return Prefix(
-        tuple(torch.cat(keys) for keys in zip(*(part.keys for part in parts), strict=True)),
-        tuple(torch.cat(values) for values in zip(*(part.values for part in parts), strict=True)),
-    )
-
-
-def _select(prefix: Prefix, rows: Tensor) -> Prefix:
-    return Prefix(tuple(k[rows] for k in prefix.keys), tuple(v[rows] for v in prefix.values))
+    return Prefix(torch.cat([part.keys for part in parts], 1), torch.cat([part.values for part in parts], 1))
 
 
 def _tail(encoder: TextEncoder, prefix: Prefix, vectors: Tensor, behind: Tensor) -> Tensor:
