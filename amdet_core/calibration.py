@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from math import floor
+from math import floor, prod
 
 from pydantic import Field
 
@@ -29,18 +29,18 @@ class Term(Record):
 
     evidence: str
     words: str = Field(description="what a large value says")
-    times: str | None = Field(default=None, description="evidence by which it is multiplied: it says little without")
+    times: tuple[str, ...] = Field(default=(), description="evidence by which it is multiplied: it says little without")
     optional: bool = Field(default=False, description="measured only where there was reason to; 0 otherwise")
     least: float = Field(default=0.05, gt=0, description="below it a value is noise, however small honest ones are")
     honest: float = Field(default=0.0, description="the largest value among the honest encoders")
 
     def value(self, measure: Measure) -> float | None:
         """Its value, 0 to 1, or None where it was not measured."""
-        factors = [measure(name) for name in (self.evidence, self.times) if name is not None]
+        factors = [measure(name) for name in (self.evidence, *self.times)]
         known = [max(0.0, min(1.0, value)) for value in factors if value is not None]
         if len(known) < len(factors):
             return 0.0 if self.optional else None
-        return known[0] * (known[1] if self.times else 1.0)
+        return prod(known)
 
     def beyond(self, value: float) -> float:
         """How many times as far as honest encoders a value goes."""
@@ -49,7 +49,7 @@ class Term(Record):
     @property
     def name(self) -> str:
         """As it stands in a report."""
-        return self.evidence if self.times is None else f"{self.evidence} x {self.times}"
+        return " x ".join((self.evidence, *self.times))
 
 
 SHORT = 1.25
@@ -94,8 +94,8 @@ class Calibration(Record):
 
     @property
     def evidence(self) -> set[str]:
-        """Names of what it weighs."""
-        return {name for term in self.terms for name in (term.evidence, term.times) if name is not None}
+        """Names of all that it asks for."""
+        return {name for term in self.terms for name in (term.evidence, *term.times)}
 
     @property
     def kept_rate(self) -> float:

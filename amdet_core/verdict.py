@@ -126,7 +126,7 @@ class Policy(Record):
     @property
     def beside(self) -> tuple[Finding, ...]:
         """The findings that flag by themselves: of nothing that a calibration weighs."""
-        weighed = {name for one in self.calibrations for name in one.evidence}
+        weighed = {term.evidence for one in self.calibrations for term in one.terms}
         return tuple(one for one in self.findings if weighed.isdisjoint(when.evidence for when in one.when))
 
 

@@ -14,7 +14,7 @@ from amdet_core.verdict import CONTROLS, FEWEST_CONTROLS, POLICIES, Condition, F
 
 GAP = Term(evidence="sweep_gap", words="a token takes over")
 AWAY = Term(evidence="sweep_departure", words="a token departs")
-AGREED = Term(evidence="gap_k5", times="same_target_k5", words="vectors take over")
+AGREED = Term(evidence="gap_k5", times=("same_target_k5",), words="vectors take over")
 TEXT = Term(evidence="literal_gap", words="a text takes over", optional=True)
 KNOWN = Calibration(
     family="fine-tunes of a toy",
@@ -67,6 +67,22 @@ def test_a_term_that_needs_another_is_their_product() -> None:
     assert AGREED.value({"gap_k5": 0.8, "same_target_k5": 0.5}.get) == pytest.approx(0.4)
     assert AGREED.value({"gap_k5": 0.8, "same_target_k5": -0.5}.get) == 0
     assert AGREED.value({"gap_k5": 0.8}.get) is None
+
+
+def test_a_takeover_counts_by_the_spread_that_is_left_and_no_more_than_once() -> None:
+    spread = GAP.model_copy(update={"times": ("spread",)})
+    assert spread.value({"sweep_gap": 0.8, "spread": 0.5}.get) == pytest.approx(0.4)
+    assert spread.value({"sweep_gap": 0.8, "spread": 1.2}.get) == pytest.approx(0.8)
+    assert spread.value({"sweep_gap": 0.8}.get) is None
+    assert spread.name == "sweep_gap x spread"
+
+
+def test_a_bound_on_what_a_calibration_multiplies_by_flags_by_itself() -> None:
+    term = GAP.model_copy(update={"times": ("spread",), "honest": 0.2})
+    policy = CALIBRATED.model_copy(update={"calibrations": (KNOWN.model_copy(update={"terms": (term,)}),)})
+    wide, narrow = (decide(policy, evidence(sweep_gap=0.1, spread=spread), ()) for spread in (0.9, 0.1))
+    assert wide.level == Level.CLEAN
+    assert narrow.level == Level.SUSPICIOUS and "nearly the same" in narrow.reasons[0]
 
 
 def test_the_p_value_counts_honest_encoders_that_score_as_high() -> None:
