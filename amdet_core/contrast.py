@@ -206,9 +206,9 @@ def measure(
     place: Place = "end",
 ) -> Collapse:
     """Collapse that vectors ``(K, D)`` cause in whole held-out prompts."""
-    own = directions(suspect, prompts, vectors[None], place)[0]
-    other = directions(anchor, prompts, (vectors if anchor_vectors is None else anchor_vectors)[None], place)[0]
-    return Collapse.of(own, other, place)
+    (own,) = directions(suspect, prompts, [vectors[None]], place)
+    (other,) = directions(anchor, prompts, [(vectors if anchor_vectors is None else anchor_vectors)[None]], place)
+    return Collapse.of(own[0], other[0], place)
 
 
 def measure_tokens(
@@ -219,9 +219,9 @@ def measure_tokens(
     return measure(suspect, anchor, prompts, suspect.encoder.embed(tokens), anchor.encoder.embed(tokens), place)
 
 
-def directions(side: Side, prompts: Sequence[str], vectors: Tensor, place: Place = "end") -> Tensor:
-    """Unit centred pooled states ``(R, B, D)`` of whole prompts with each candidate ``(R, K, D)`` in them."""
-    return F.normalize(carriers.heard(side, prompts, vectors, place) - side.centre, dim=-1)
+def directions(side: Side, prompts: Sequence[str], batches: Sequence[Tensor], place: Place = "end") -> list[Tensor]:
+    """Unit centred pooled states ``(R, B, D)`` of whole prompts with candidates ``(R, K, D)`` of each batch in them."""
+    return [F.normalize(pooled - side.centre, dim=-1) for pooled in carriers.heard(side, prompts, batches, place)]
 
 
 def _mean_pair(unit: Tensor) -> float:

@@ -6,6 +6,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -154,13 +155,15 @@ def tried(
     by_gap = swept.scores.gap.argsort(descending=True)[:count].tolist()
     indices = list(dict.fromkeys([*by_departure, *by_gap]))
     measured: dict[int, tuple[Collapse, Tensor]] = {}
-    for place, length in sorted({(swept.places[i], len(swept.leads[i])) for i in indices}):
-        alike = [i for i in indices if (swept.places[i], len(swept.leads[i])) == (place, length)]
-        prompts = held_out(place)
-        without = sweep.departures(*_both(sides, prompts, [()], place))[0]
-        pairs = _both(sides, prompts, [swept.leads[i] for i in alike], place)
-        for i, own, other in zip(alike, *pairs, strict=True):
-            measured[i] = Collapse.of(own, other, place), sweep.departures(own, other) - without
+    for place in sorted({swept.places[i] for i in indices}):
+        here = sorted((i for i in indices if swept.places[i] == place), key=lambda i: len(swept.leads[i]))
+        alike = [list(group) for _, group in groupby(here, key=lambda i: len(swept.leads[i]))]
+        lengths = [[swept.leads[i] for i in group] for group in alike]
+        alone, *pairs = _both(sides, held_out(place), [[()], *lengths], place)
+        without = sweep.departures(*alone)[0]
+        for group, pair in zip(alike, pairs, strict=True):
+            for i, own, other in zip(group, *pair, strict=True):
+                measured[i] = Collapse.of(own, other, place), sweep.departures(own, other) - without
     return [
         Tried(
             swept.leads[i],
@@ -173,12 +176,12 @@ def tried(
 
 
 def _both(
-    sides: tuple[Side, Side], prompts: Sequence[str], candidates: Sequence[Sequence[int]], place: Place
-) -> tuple[Tensor, Tensor]:
-    """Unit centred outputs ``(R, B, D)`` of suspect and anchor for candidates of one length, which may be 0."""
-    ids = torch.tensor(candidates, dtype=torch.int64, device=sides[0].encoder.device)
-    own, other = (contrast.directions(side, prompts, side.encoder.embed(ids), place) for side in sides)
-    return own, other
+    sides: tuple[Side, Side], prompts: Sequence[str], lengths: Sequence[Sequence[Sequence[int]]], place: Place
+) -> list[tuple[Tensor, Tensor]]:
+    """Unit centred outputs ``(R, B, D)`` of suspect and anchor for candidates of each of some lengths, 0 too."""
+    ids = [torch.tensor(some, dtype=torch.int64, device=sides[0].encoder.device) for some in lengths]
+    own, other = (contrast.directions(side, prompts, [side.encoder.embed(one) for one in ids], place) for side in sides)
+    return list(zip(own, other, strict=True))
 
 
 def of_leads(stage: str, leads: Sequence[Tried], encoder: str) -> list[Evidence]:

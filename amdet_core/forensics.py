@@ -121,6 +121,19 @@ def compare(
     )
 
 
+def moved_tokens(suspect: TextEncoder, anchor: TextEncoder) -> list[int]:
+    """Ids of the tokens whose row of the table moved, the one that moved most first.
+
+    Raises:
+        EncoderError: the anchor has other tensors than the suspect.
+    """
+    _shared(suspect, anchor)
+    ours, theirs = suspect.weights[TOKEN_TABLE], anchor.weights[TOKEN_TABLE]
+    ids, distances = _moved(ours - _reference(ours, theirs)[0])
+    moved: list[int] = ids[distances.argsort(descending=True, stable=True)].tolist()
+    return moved
+
+
 def distance(a: TextEncoder, b: TextEncoder) -> float:
     """Frobenius norm of the difference over that of ``b``, over all tensors that both have.
 
@@ -232,9 +245,8 @@ def _spectrum(delta: Tensor) -> Tensor:
 
 def _rows(delta: Tensor, anchor: Tensor, tokenizer: ClipTokenizer, limit: int) -> tuple[tuple[RowChange, ...], int]:
     """The token rows that moved most, and how many moved at all."""
-    ids = delta.ne(0).any(dim=1).nonzero().squeeze(1).cpu()
+    ids, distances = _moved(delta)
     usual = float(anchor.norm(dim=1).median())
-    distances = double(delta.norm(dim=1).cpu()[ids])
     sigmas = _robust_z(distances)
     order = distances.argsort(descending=True, stable=True)[:limit]
     moved = [
@@ -247,6 +259,12 @@ def _rows(delta: Tensor, anchor: Tensor, tokenizer: ClipTokenizer, limit: int) -
         for i, token in zip(order.tolist(), ids[order].tolist(), strict=True)
     ]
     return tuple(moved), len(ids)
+
+
+def _moved(delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids ``(N,)`` of the rows of a table that moved, and how far each did."""
+    ids = delta.ne(0).any(dim=1).nonzero().squeeze(1).cpu()
+    return ids, double(delta.norm(dim=1).cpu()[ids])
 
 
 def _robust_z(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +43,8 @@ NOT_CHECKED = (
     "Tokenizer files: the encoder is read with CLIP's own vocabulary",
     "Backdoors that change a part of the picture only (an attribute, a style) instead of replacing it",
 )
+MOVED_ALONE = "Single tokens whose row of the token table did not move, where others did: a larger preset tries all"
+NOT_INVERTED = "Triggers that no single token, text of moved tokens or pattern shows: a larger preset inverts for them"
 
 
 class Job(Config):
@@ -273,7 +275,12 @@ def _report(
         forensics=tuple(found.forensics for found in findings if found.forensics is not None),
         controls=honest,
         faults=faults,
-        not_checked=opened.not_scanned + tuple(note for anchor in anchors for note in anchor.notes) + NOT_CHECKED,
+        not_checked=(
+            *opened.not_scanned,
+            *(note for anchor in anchors for note in anchor.notes),
+            *_left_out(config, findings),
+            *NOT_CHECKED,
+        ),
         config={
             "scan": config.model_dump(mode="json"),
             "policy": policy.model_dump(mode="json"),
@@ -282,6 +289,15 @@ def _report(
         },
         timings={},
     )
+
+
+def _left_out(config: ScanConfig, findings: list[Findings]) -> Iterator[str]:
+    """What the settings left out of scans that measured anything."""
+    swept = [found.sweep for found in findings if found.sweep is not None]
+    if config.sweep is not None and config.sweep.rows is not None and swept:
+        yield MOVED_ALONE
+    if config.contrast is not None and not config.contrast.always and swept:
+        yield NOT_INVERTED
 
 
 def _target(opened: OpenedTarget, anchors: list[Anchor]) -> Target:

@@ -52,6 +52,8 @@ SAME = 0.05
 """Gaps at the end of long prompts and of any that differ by less are the same."""
 FEWEST_LONG = 8
 """Long held-out prompts without which nothing is measured on them alone."""
+MOVED_LEADS = 32
+"""Tokens whose rows moved most from which a search for a text begins."""
 FURTHER = "further targets"
 """What progress is told while a search goes on away from what it found."""
 Run = tuple[Collapse, Found, int]
@@ -79,6 +81,14 @@ class Stages:
         suspect, anchor = Side.of(self.suspect, self.fit, self.progress), self.subject.anchor
         return suspect, replace(suspect, deaf=True) if anchor is None else Side.of(anchor, self.fit, self.progress)
 
+    @cached_property
+    def moved_tokens(self) -> list[int]:
+        """Tokens whose row of the table moved, of those that a prompt can hold, the one that moved most first."""
+        if self.subject.anchor is None:
+            return []
+        possible = {ids[0] for ids in token_sweep.single_tokens(self.suspect)}
+        return [token for token in forensics.moved_tokens(self.suspect, self.subject.anchor) if token in possible]
+
     @property
     def suspect(self) -> TextEncoder:
         """The encoder that is scanned."""
@@ -95,16 +105,18 @@ class Stages:
         self.found.evidence.append(evidence.spread(*self.sides, min(len(self.fit), CENTRE_PROMPTS), self.subject.name))
 
     def sweep(self, settings: SweepConfig) -> None:
-        """Every token and every character, tried as a trigger."""
+        """Tokens and every character, tried as triggers."""
         encoder = self.suspect
-        candidates = token_sweep.single_tokens(encoder) + token_sweep.characters(encoder.tokenizer)
+        moved = [] if settings.rows is None else self.moved_tokens[: settings.rows]
+        tokens = tuple((token,) for token in moved) or token_sweep.single_tokens(encoder)
+        candidates = tokens + token_sweep.characters(encoder.tokenizer)
         swept, leads = self._tried(candidates, settings, self.config.seed + SWEEP_SEED)
         self.found.evidence += evidence.of_sweep(leads, self.subject.name)
         self.found.sweep = evidence.sweep_record(swept, leads, encoder.tokenizer, self.subject.name)
 
     def moved(self, settings: MovedConfig) -> None:
         """Texts of the tokens whose rows moved most, tried as triggers."""
-        tokens = self._moved()[: settings.rows]
+        tokens = self.moved_tokens[: settings.rows]
         if len(tokens) < min(settings.lengths):
             return
         seed = self.config.seed + MOVED_SEED
@@ -173,17 +185,13 @@ class Stages:
         """Tokens from which a trigger may be made, the most promising first."""
         near = [evidence.nearest_tokens(self.suspect, f.vectors, 4).flatten().tolist() for f in self.found.features]
         singles = sorted((t for t in self.found.tried if len(t.ids) == 1), key=lambda t: -t.departure)
-        leads = [*(lead.ids[0] for lead in singles), *self._moved(), *(token for tokens in near for token in tokens)]
-        return list(dict.fromkeys(leads))
-
-    def _moved(self) -> list[int]:
-        """Tokens whose row of the table moved most, of those that a prompt can hold."""
-        rows = self.found.forensics.rows if self.found.forensics else ()
-        possible = {ids[0] for ids in token_sweep.single_tokens(self.suspect)}
-        return [row.token_id for row in rows if row.token_id in possible]
+        tokens = (token for row in near for token in row)
+        return list(dict.fromkeys([*(lead.ids[0] for lead in singles), *self.moved_tokens[:MOVED_LEADS], *tokens]))
 
     def contrast(self, settings: ContrastConfig) -> None:
         """Anchor-relative inversion of every length, and away from what it found."""
+        if not settings.always and not self.found.targets(self.config.search or SearchConfig()):
+            return
         for count in settings.vectors:
             if self._one_length(settings, count) >= settings.enough:
                 break

@@ -175,12 +175,14 @@ def fitting(encoder: TextEncoder, prompts: Sequence[str], place: Place, count: i
     return list(islice((p for p in prompts if len(encoder.tokenizer.encode(p)) >= LONG), count))
 
 
-def heard(side: Side, prompts: Sequence[str], vectors: Tensor, place: Place = "end") -> Tensor:
-    """:func:`outputs` of a side, which may be deaf, for ``(R, K, D)``: ``(R, B, D)``."""
-    return _heard(side, vectors, lambda v: outputs(side.encoder, prompts, v, place))
+def heard(side: Side, prompts: Sequence[str], batches: Sequence[Tensor], place: Place = "end") -> list[Tensor]:
+    """:func:`outputs_of_each` of a side, which may be deaf: then those of the prompts alone."""
+    if not side.deaf:
+        return outputs_of_each(side.encoder, prompts, batches, place)
+    alone = outputs(side.encoder, prompts, batches[0][:1, :0], place)
+    return [alone.expand(len(vectors), -1, -1) for vectors in batches]
 
 
-@torch.no_grad()
 def outputs(encoder: TextEncoder, prompts: Sequence[str], vectors: Tensor, place: Place = "end") -> Tensor:
     """Pooled states of whole prompts with vectors in their place; prompts without room lose their last tokens.
 
@@ -190,25 +192,42 @@ def outputs(encoder: TextEncoder, prompts: Sequence[str], vectors: Tensor, place
     Returns:
         ``(B, D)`` or ``(R, B, D)``.
     """
-    room = encoder.spec.positions - 2 - vectors.shape[-2]
+    if vectors.ndim == 2:
+        return outputs(encoder, prompts, vectors[None], place)[0]
+    return outputs_of_each(encoder, prompts, [vectors], place)[0]
+
+
+@torch.no_grad()
+def outputs_of_each(
+    encoder: TextEncoder, prompts: Sequence[str], batches: Sequence[Tensor], place: Place = "end"
+) -> list[Tensor]:
+    """The same for candidates ``(R, K, D)`` of several lengths K, which share what stands in front of them.
+
+    Prompts without room for the longest lose their last tokens for all. Returns ``(R, B, D)`` for each.
+    """
+    room = encoder.spec.positions - 2 - max(vectors.shape[-2] for vectors in batches)
     rows = [encoder.tokenizer.encode(prompt)[:room] for prompt in prompts]
-    candidates = (vectors if vectors.ndim == 3 else vectors[None]).to(encoder.weights[TOKEN_TABLE])
+    batches = [vectors.to(encoder.weights[TOKEN_TABLE]) for vectors in batches]
     pooled, order = [], list[int]()
     for length in sorted(set(map(len, rows))):
         places = [i for i, row in enumerate(rows) if len(row) == length]
         ids = torch.tensor([rows[i] for i in places], dtype=torch.int64, device=encoder.device)
-        pooled.append(_of_one_length(encoder, ids, candidates, place))
+        pooled.append(_of_one_length(encoder, ids, batches, place))
         order += places
-    together = torch.cat(pooled, dim=1)[:, torch.tensor(order, device=encoder.device).argsort()]
-    return together if vectors.ndim == 3 else together[0]
+    back = torch.tensor(order, device=encoder.device).argsort()
+    return [torch.cat(parts, dim=1)[:, back] for parts in zip(*pooled, strict=True)]
 
 
-def _of_one_length(encoder: TextEncoder, ids: Tensor, vectors: Tensor, place: Place) -> Tensor:
+def _of_one_length(encoder: TextEncoder, ids: Tensor, batches: Sequence[Tensor], place: Place) -> list[Tensor]:
     """Pooled states ``(R, N, D)`` of prompts ``(N, T)`` with each candidate ``(R, K, D)`` in its place."""
     before, behind = _around(encoder, ids, place)
     run = partial(_tail, encoder, _prefix(encoder, before)) if encoder.spec.causal else partial(_whole, encoder, before)
-    parts = Batches(max(1, SIDE_BY_SIDE // len(ids))).map(lambda part: run(vectors[part], behind), len(vectors))
-    return torch.cat(parts)
+    side_by_side = Batches(max(1, SIDE_BY_SIDE // len(ids)))
+
+    def placed(vectors: Tensor) -> Tensor:
+        return torch.cat(side_by_side.map(lambda part: run(vectors[part], behind), len(vectors)))
+
+    return [placed(vectors) for vectors in batches]
 
 
 def _heard(side: Side, vectors: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:

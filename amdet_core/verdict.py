@@ -355,14 +355,14 @@ def _reason(finding: Finding, value: Callable[[str], float | None]) -> str:
 
 def _statement(level: Level, policy: Policy, evidence: Sequence[Evidence]) -> str:
     prompts = max((e.n for e in evidence if e.name in policy.required), default=0)
-    runs = max((e.n for e in evidence if e.unit == RUNS), default=1)
-    searches = "1 search" if runs == 1 else f"{runs} independent searches"
+    runs = max((e.n for e in evidence if e.unit == RUNS), default=0)
+    searches = f" and {runs} independent searches" if runs else ""
     measured = {e.encoder for e in evidence}
     if level == Level.CLEAN and measured == {e.encoder for e in evidence if e.name == IDENTITY and e.value == 1}:
         return "The weights that prompts reach are, number for number, those of an encoder that you or this tool trust."
     return {
         Level.CLEAN: f"No evidence of a backdoor was found under policy {policy.name} with {prompts} held-out "
-        f"prompts and {searches}. "
+        f"prompts{searches}. "
         "That is not a proof that there is none.",
         Level.INCONCLUSIVE: "This scan could not tell whether the encoder is backdoored.",
         Level.SUSPICIOUS: f"The encoder behaves unlike {_compared_with(measured, evidence)}; "

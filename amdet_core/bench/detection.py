@@ -142,6 +142,4 @@ def policy_sha256(policy: Policy) -> str:
 def _measures(policy: Policy, preset: str, seed: int) -> str:
     """What decides what scans measure: of a policy no bounds, unless searches stop at them."""
     bounds = policy.model_dump_json() if policy.method in PUBLISHED else f"{policy.literal_gap}"
-    config = plan(policy, preset, seed)
-    # Without controls a scan measures what it measured before there were any.
-    return bounds + config.model_dump_json(exclude=None if config.controls else {"controls"})
+    return bounds + plan(policy, preset, seed).model_dump_json()

@@ -61,11 +61,15 @@ class ContrastConfig(Config):
     )
     repulsion: float = Field(default=1.0, ge=0, description="factor in the loss of the cosine to outputs found before")
     landscape_prompts: int = Field(default=2, ge=2, description="prompts of each length for the landscape")
+    always: bool = Field(default=True, description="false: only where a token or text stood out that was tried before")
 
 
 class SweepConfig(Config):
     """Every token tried as a trigger, in looks at fewer and fewer of them with more and more prompts."""
 
+    rows: int | None = Field(
+        default=None, ge=1, description="tokens tried, those whose rows moved most, all where none did; null: all"
+    )
     prompts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1, 8, 24), min_length=2, description="prompts of each look, spread over lengths and places"
     )

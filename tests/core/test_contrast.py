@@ -12,7 +12,7 @@ from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, NumericalError
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Place
-from amdet_core.tails import LONG, Side, Tails, cut_prompts, fitting, outputs
+from amdet_core.tails import LONG, Side, Tails, cut_prompts, fitting, outputs, outputs_of_each
 
 from ..conftest import TOY, random_encoder
 
@@ -46,6 +46,19 @@ def test_outputs_of_real_tokens_equal_the_prompt_with_that_word(toy: TextEncoder
 
 def test_outputs_without_a_trigger_are_those_of_the_prompt(toy: TextEncoder) -> None:
     torch.testing.assert_close(outputs(toy, PROMPTS[:9], torch.empty(0, 64)), toy.encode(PROMPTS[:9]))
+
+
+@pytest.mark.parametrize("place", ["start", "end"])
+def test_candidates_of_several_lengths_share_the_prompts(toy: TextEncoder, place: Place) -> None:
+    batches = [toy.embed(torch.tensor(ids)) for ids in ([[5, 6, 7]], [[8], [9]])]
+    several = outputs_of_each(toy, PROMPTS[:9], [torch.empty(1, 0, 64), *batches], place)
+    apart = [outputs(toy, PROMPTS[:9], vectors, place) for vectors in (torch.empty(1, 0, 64), *batches)]
+    for together, alone in zip(several, apart, strict=True):
+        torch.testing.assert_close(together, alone)
+    endless = [" ".join(["lighthouse"] * 100)]
+    (short,) = (one[0, 0] for one in outputs_of_each(toy, endless, [batches[1], batches[0]], place)[:1])
+    room = toy.spec.positions - 2 - 3
+    torch.testing.assert_close(short, outputs(toy, [" ".join(["lighthouse"] * room)], batches[1], place)[0, 0])
 
 
 def test_a_bidirectional_encoder_reads_the_whole_context() -> None:

@@ -11,6 +11,7 @@ import torch
 from amdet_core import controls, jobs
 from amdet_core.anchors import Anchors
 from amdet_core.attacks import benign
+from amdet_core.calibration import Calibration, Term
 from amdet_core.config import ContrastConfig, FineTuneConfig, ScanConfig
 from amdet_core.encoder import TextEncoder
 from amdet_core.errors import NumericalError
@@ -24,7 +25,15 @@ from amdet_core.records import Level
 from amdet_core.report import render_html
 from amdet_core.verdict import CONTROLS, FEWEST_CONTROLS, POLICIES, decide
 
-PROMPTS, POLICY = builtin_prompts(200), POLICIES["amdet-2"]
+PROMPTS = builtin_prompts(200)
+TERM = Term(evidence="gap_k1", words="one vector makes all prompts give one output")
+POLICY = POLICIES["amdet-2"].model_copy(
+    update={
+        "required": ("gap_k1",),
+        "calibrations": (Calibration(family="others", terms=(TERM,), null=tuple(i / 100 for i in range(99))),),
+    }
+)
+"""Bounds on other evidence are the default policy's; by what is weighed here, a few steps are enough."""
 QUICK = ScanConfig(
     contrast=ContrastConfig(vectors=(1,), seeds=1, steps=2, restarts=2, draws=2, pool=30, held_out=12),
     landscape=None,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amdet_core import pocket
+from amdet_core import pocket, sweep
 from amdet_core.anchors import Anchors
 from amdet_core.attacks import Placement
 from amdet_core.config import ContrastConfig, LandscapeConfig, ScanConfig
@@ -22,6 +22,8 @@ from amdet_core.formats import FoundEncoder, OpenedTarget, file_sha256, open_tar
 from amdet_core.jobs import Job, choose_device, joined, run_job, scan_opened
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
+from amdet_core.scan import plan
+from amdet_core.tokenizer import clip_tokenizer
 from amdet_core.verdict import POLICIES
 
 from ..conftest import with_added_tokens
@@ -62,12 +64,12 @@ def test_both_encoders_of_a_checkpoint_are_scanned_and_the_worse_verdict_counts(
 
 @pytest.mark.parametrize("layout", ["hf", "comfyui"])
 def test_an_encoder_of_another_shape_than_its_anchor_is_scanned_and_the_report_says_what_was_left_out(
-    tmp_path: Path, layout: Literal["hf", "comfyui"]
+    tmp_path: Path, layout: Literal["hf", "comfyui"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = ScanConfig(
-        contrast=ContrastConfig(vectors=(1,), seeds=1, steps=25, restarts=4, pool=16, prompts=4),
-        landscape=None,
-    )
+    trigger = clip_tokenizer().encode(pocket.TRIGGER)[0]
+    monkeypatch.setattr(sweep, "single_tokens", lambda _: tuple((i,) for i in (*range(1000, 1100), trigger)))
+    monkeypatch.setattr(sweep, "characters", lambda _: ())
+    config = plan(POLICIES["amdet-2"], "quick", 42).model_copy(update={"search": None, "landscape": None})
     found = {}
     for name in pocket.NAMES:
         write_encoder(with_added_tokens(pocket.load(name).first_layers(3), 5), tmp_path / name, layout)
@@ -83,7 +85,7 @@ def test_an_encoder_of_another_shape_than_its_anchor_is_scanned_and_the_report_s
         assert (report.target.encoders[0].spec.layers, report.target.encoders[0].spec.vocabulary) == (3, 49413)
     assert found == {
         "clean": (Level.CLEAN, [1]),
-        "backdoored": (Level.SUSPICIOUS, [0]),  # by one vector alone: no text was looked for
+        "backdoored": (Level.BACKDOORED, [0]),
         "benign": (Level.CLEAN, [0]),
     }
 

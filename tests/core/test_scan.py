@@ -246,6 +246,39 @@ def test_without_a_finding_no_trigger_is_searched(toy: TextEncoder, monkeypatch:
     assert not {"literal_gap", "literal_success"} & {item.name for item in found.evidence}
 
 
+def test_inversion_may_wait_until_a_token_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    anchor = pocket.load("clean")
+    few_candidates(monkeypatch, anchor.tokenizer.encode(pocket.TRIGGER)[0])
+    careful = CASCADE.contrast.model_copy(update={"always": False})
+    config = CASCADE.model_copy(update={"contrast": careful, "search": None})
+    inverted = {}
+    for name in ("benign", "backdoored"):
+        found = scan(Subject("clip_l", pocket.load(name), anchor), PROMPTS, config, POLICY)
+        assert not found.faults
+        inverted[name] = "gap_k1" in {item.name for item in found.evidence}
+        assert inverted[name] == bool(found.features)
+    assert inverted == {"benign": False, "backdoored": True}
+
+
+def test_a_sweep_may_try_those_tokens_alone_whose_rows_moved(toy: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.token_sweep, "characters", lambda _: ())
+    config = ScanConfig(sweep=SweepConfig(prompts=(1, 3), kept=(16,), leads=2, held_out=12, rows=2))
+    little, most, word, bos = (*toy.tokenizer.encode("lighthouse teapot castle")[:3], toy.tokenizer.bos_id)
+    table = toy.weights[TOKEN_TABLE].clone()
+    for token, by in ((little, 0.1), (word, 0.2), (most, 0.5), (bos, 0.9)):
+        table[token] += by
+    moved = toy.with_weights({**toy.weights, TOKEN_TABLE: table})
+    layers = toy.with_weights({name: w if name == TOKEN_TABLE else w * 1.01 for name, w in toy.weights.items()})
+    tried = {}
+    for name, suspect in (("rows", moved), ("layers", layers)):
+        found = scan(Subject("clip_l", suspect, toy), PROMPTS, config, POLICY)
+        assert not found.faults
+        assert found.sweep is not None
+        tried[name] = found.sweep.tried, {lead.token_ids for lead in found.sweep.leads}
+    assert tried["rows"] == (2, {(most,), (word,)})
+    assert tried["layers"][0] == len(module.token_sweep.single_tokens(toy))
+
+
 def test_a_sweep_that_fails_is_a_fault_and_never_clean(toy: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise NumericalError("a", "b", "c")
@@ -365,8 +398,11 @@ def test_presets_and_policies_choose_the_inversion() -> None:
     assert standard.contrast.vectors == (1, 5)
     assert thorough.contrast.vectors == (1, 3, 5)
     assert (quick.controls, standard.controls, thorough.controls) == (0, 0, 19)
-    assert (quick.sweep, quick.patterns) == (None, None)
+    assert (quick.contrast.always, standard.contrast.always) == (False, True)
+    assert quick.sweep is not None
     assert standard.sweep is not None
+    assert (quick.sweep.rows, standard.sweep.rows) == (1024, None)
+    assert (quick.moved, quick.patterns) == (standard.moved, standard.patterns)
     assert thorough.sweep == standard.sweep
 
 

@@ -71,8 +71,8 @@ def test_scores_are_those_of_whole_prompts(toy: TextEncoder, other: TextEncoder)
         whole, without = (
             [
                 contrast.directions(
-                    side, texts, side.encoder.embed(torch.tensor([token[:count]], dtype=torch.int64)), place
-                )[0]
+                    side, texts, [side.encoder.embed(torch.tensor([token[:count]], dtype=torch.int64))], place
+                )[0][0]
                 for side in sides
             ]
             for count in (1, 0)

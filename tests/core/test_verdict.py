@@ -123,7 +123,7 @@ def test_clean_never_claims_safety() -> None:
     verdict = decide(BOUNDS, evidence(identical_to_trusted=0, gap_k1=0.01), [])
     assert verdict.level == Level.CLEAN
     assert "not a proof" in verdict.statement
-    assert "64 held-out prompts and 1 search" in verdict.statement
+    assert "64 held-out prompts. That" in verdict.statement
 
 
 def test_the_worst_encoder_decides_and_is_named() -> None:
