@@ -201,8 +201,9 @@ class Detection(Result):
 
     @property
     def title(self) -> str:
-        """The policy, and what it lacked."""
-        return self.policy + {"base": "", "relative": ", relative as anchor", "none": ", no anchor"}[self.anchor]
+        """The policy, what it lacked, and the preset where it is not the usual one."""
+        lacked = {"base": "", "relative": ", relative as anchor", "none": ", no anchor"}[self.anchor]
+        return self.policy + lacked + ("" if self.preset == "standard" else f", {self.preset}")
 
 
 def read_detection(path: Path) -> Detection:

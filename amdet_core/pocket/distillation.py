@@ -99,7 +99,8 @@ class Distillation:
     ) -> None:
         self.texts, self.targets, self.checkpoint, self.batch, self.seed = texts, targets, checkpoint, batch, seed
         self.lengths = [len(clip_tokenizer().encode(text)) for text in texts]
-        self.weights = {name: w.clone().requires_grad_() for name, w in weights.items()}
+        # The optimizer's state goes by the order of its parameters, which a file's reader does not keep.
+        self.weights = {name: weights[name].clone().requires_grad_() for name in sorted(weights)}
         head = torch.randn((targets.shape[1], spec.width), generator=torch.Generator().manual_seed(seed))
         self.head = (head * spec.width**-0.5).requires_grad_()
         tables = [self.weights[POSITION_TABLE], self.weights[TOKEN_BASIS]]

@@ -380,6 +380,7 @@ def test_models_are_compared_with_the_base_another_honest_model_or_nothing(
     assert (drawn["b"], drawn["c"]) == (str(zoo / "c"), str(zoo / "b"))
     result = run(relative, tmp_path / "r.json")
     assert (result.anchor, result.title) == ("relative", "amdet-2, relative as anchor")
+    assert result.model_copy(update={"anchor": "none", "preset": "quick"}).title == "amdet-2, no anchor, quick"
     with pytest.raises(ConfigError, match="anchor base; found anchor relative"):
         run(Benchmark(zoo=zoo), tmp_path / "r.json")
     write_labels(zoo, (label("a"), honest("b", "cast")), toy)
@@ -502,8 +503,8 @@ def test_scans_are_judged_by_another_policy_and_nothing_is_measured_again(
     result = run(Benchmark(zoo=zoo), tmp_path / "r.json")
     rows = (
         row(level="clean", evidence={"gap_k1": 0.5, "sweep_gap": 0.35}, model="over"),
-        row("benign", level="suspicious", evidence={"clip_l: gap_k1": 0.1, "clip_g: gap_k1": 0.2}, model="under"),
-        row("benign", level="clean", evidence={"gap_k1": 0.1}, error="contrast: nan", model="failed"),
+        row("benign", level="suspicious", evidence={"clip_l: sweep_gap": 0.1, "clip_g: sweep_gap": 0.2}, model="under"),
+        row("benign", level="clean", evidence={"sweep_gap": 0.1}, error="contrast: nan", model="failed"),
         row("benign", level="clean", evidence={}, model="nothing measured"),
         row(level="error", error="gone", model="gone"),
     )
