@@ -157,7 +157,7 @@ def scan(
         plan.append(("inversion", partial(stages.published, config.amdet, anchor)))
     plan.append(("names", partial(stages.name_outputs, (config.search or SearchConfig()).least_gap)))
     for name, stage in plan:
-        with _stage(found, subject.name, name):
+        with timed(found, subject.name, name):
             stage()
     if anchor is None:
         found.evidence = [one if one.name == IDENTITY else evidence.alone(one) for one in found.evidence]
@@ -196,7 +196,7 @@ def surround(
 
 
 @contextmanager
-def _stage(found: Findings, encoder: str, stage: str) -> Iterator[None]:
+def timed(found: Findings, encoder: str, stage: str) -> Iterator[None]:
     """Time a stage, and record an error that it raises on purpose or that torch raises as a fault."""
     started = time.perf_counter()
     try:
