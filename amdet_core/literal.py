@@ -23,6 +23,8 @@ AS_MANY = 0.1
 """Difference of two such shares that is within chance, for the 64 prompts of a scan."""
 MOST = 0.5
 """Share of prompts that are most of them."""
+SOME, NEARLY_ALL = 0.1, 0.9
+"""Shares between which a text leads prompts to the goal, but may belong in another place; below is chance."""
 DOUBLING = 0.15
 """Gap that a text must bring for each doubling of its characters or tokens: any random one brings a little more."""
 Ids = tuple[int, ...]
@@ -56,7 +58,7 @@ class Texts:
         held_out: place and count -> prompts in which a trigger can stand there.
         leads: tokens from which a trigger may be made, the most promising first.
         tried: what sweeps tried.
-        enough: gap of a text from which no other place is searched.
+        enough: gap of a text from which no other place is searched, unless it leads some prompts and not others.
     """
 
     sides: tuple[Side, Side]
@@ -71,9 +73,9 @@ class Texts:
 
     def towards(self, goal: Collapse) -> Text:
         """The text that leads to one output."""
-        # Vectors at the end set off triggers whose text works at the start alone.
+        # Vectors at the end set off triggers whose text works at the start alone, or better.
         places: tuple[Place, ...] = (goal.place, "start")
-        found: list[Text] = []
+        starts, found = [tried.ids for tried in self.tried if len(tried.ids) > 1], list[Text]()
         for place in dict.fromkeys(places):
             hit = search.search(
                 *self.sides,
@@ -82,14 +84,15 @@ class Texts:
                 self.leads,
                 self.settings,
                 seed=self.seed,
-                starts=[tried.ids for tried in self.tried if len(tried.ids) > 1],
+                starts=starts,
                 place=place,
                 progress=self.progress,
             )
             found.append(self._best(hit.ids, goal, place))
-            if found[-1].collapse.gap >= self.enough:
+            if found[-1].collapse.gap >= self.enough and not SOME <= found[-1].success[0] < NEARLY_ALL:
                 break
-        return max(found, key=_gap)
+            starts = [*starts, found[-1].ids]
+        return max(_leading_most(found), key=lambda text: text.collapse.gap)
 
     def _best(self, found: Ids, goal: Collapse, place: Place) -> Text:
         """What a search found, as tokens or as its text is read, or a text that was tried, on held-out prompts.
@@ -114,10 +117,11 @@ class Texts:
             Text(ids, measured[ids], evidence.success(self.sides[0], prompts, ids, goal.target, place), found_by[ids])
             for ids in sorted(able, key=worth, reverse=True)[:FINALISTS]
         ]
-        most = max(text.success[0] for text in texts)
-        least = most - AS_MANY if most >= MOST else 0.0  # where hardly any gets there, their number says little
-        return max((text for text in texts if text.success[0] >= least), key=lambda text: worth(text.ids))
+        return max(_leading_most(texts), key=lambda text: worth(text.ids))
 
 
-def _gap(text: Text) -> float:
-    return text.collapse.gap
+def _leading_most(texts: Sequence[Text]) -> list[Text]:
+    """Those that lead about as many prompts to the goal as any; all where hardly any gets there."""
+    most = max(text.success[0] for text in texts)
+    least = most - AS_MANY if most >= MOST else 0.0
+    return [text for text in texts if text.success[0] >= least]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from amdet_core.evidence import Tried
 from amdet_core.literal import Text, Texts
 from amdet_core.progress import silent
 from amdet_core.prompts import builtin_prompts
+from amdet_core.records import Place
 from amdet_core.search import Hit
 from amdet_core.tails import Side
 
@@ -52,6 +55,35 @@ def test_a_text_that_does_less_is_not_reported_for_being_short(reported) -> None
     text, true = reported("sahib mangrove", "sahib", "mangrove", "copper")
     assert text.ids == true
     assert "search" in text.found_by
+
+
+def test_a_text_that_leads_some_prompts_and_not_others_is_tried_at_the_start_too(
+    toy: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspect, anchor, true = planted(toy, ["sahib", "mangrove"])
+    sides = Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)
+    goal = contrast.measure_tokens(*sides, PROMPTS[:40], true)
+    searched: list[tuple[Place, list[tuple[int, ...]]]] = []
+
+    def search(*_: object, place: Place, starts: Sequence[tuple[int, ...]], **__: object) -> Hit:
+        searched.append((place, list(starts)))
+        return Hit((*true, *true) if place == "end" else true, 0.9)
+
+    def reported(at_the_end: float, at_the_start: float) -> Text:
+        searched.clear()
+        shares = {"end": at_the_end, "start": at_the_start}
+        monkeypatch.setattr(literal.evidence, "success", lambda *values: (shares[values[-1]], (0.0, 1.0)))
+        held_out = PROMPTS[:40]
+        return Texts(sides, PROMPTS, lambda *_: held_out, (), (), SearchConfig(), 0, -2.0, silent).towards(goal)
+
+    monkeypatch.setattr(literal.search, "search", search)
+    text = reported(0.4, 1.0)
+    assert (text.ids, text.collapse.place) == (true, "start")
+    assert searched == [("end", []), ("start", [(*true, *true)])]
+    assert reported(0.6, 0.2).collapse.place == "end"
+    for enough in (0.95, 0.05):  # nearly all prompts, and no more than by chance
+        assert reported(enough, 1.0).collapse.place == "end"
+        assert [place for place, _ in searched] == ["end"]
 
 
 def test_tokens_that_no_prompt_can_hold_are_not_reported_where_a_text_can(reported, toy: TextEncoder) -> None:
