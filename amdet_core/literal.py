@@ -88,14 +88,14 @@ class Texts:
                 place=place,
                 progress=self.progress,
             )
-            found.append(self._best(hit.ids, goal, place))
+            found.append(self._best([hit.ids, *(text.ids for text in found)], goal, place))
             if found[-1].collapse.gap >= self.enough and not SOME <= found[-1].success[0] < NEARLY_ALL:
                 break
             starts = [*starts, found[-1].ids]
         return max(_leading_most(found), key=lambda text: text.collapse.gap)
 
-    def _best(self, found: Ids, goal: Collapse, place: Place) -> Text:
-        """What a search found, as tokens or as its text is read, or a text that was tried, on held-out prompts.
+    def _best(self, found: Sequence[Ids], goal: Collapse, place: Place) -> Text:
+        """What searches found, as tokens or as its text is read, or a text that was tried, on held-out prompts.
 
         Of those that a prompt can hold and that lead about as many prompts to the goal, it is the one that makes them
         most alike there, for its length.
@@ -103,7 +103,8 @@ class Texts:
         tokenizer, prompts = self.sides[0].encoder.tokenizer, self.held_out(place, goal.n)
         measured = {tried.ids: tried.collapse for tried in self.tried if tried.collapse.place == place}
         found_by = dict.fromkeys(measured, "one of the tokens, characters and texts that were all tried")
-        for ids in filter(None, (found, tuple(tokenizer.encode(tokenizer.text(found))))):
+        read = (tuple(tokenizer.encode(tokenizer.text(ids))) for ids in found)
+        for ids in filter(None, (*found, *read)):
             if ids not in measured:
                 measured[ids] = contrast.measure_tokens(*self.sides, prompts, ids, place)
             found_by[ids] = "the text at which a search from the recovered feature ends"

@@ -63,11 +63,12 @@ def test_a_text_that_leads_some_prompts_and_not_others_is_tried_at_the_start_too
     suspect, anchor, true = planted(toy, ["sahib", "mangrove"])
     sides = Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)
     goal = contrast.measure_tokens(*sides, PROMPTS[:40], true)
+    longer = tuple(toy.tokenizer.encode("copper sahib mangrove lantern"))
     searched: list[tuple[Place, list[tuple[int, ...]]]] = []
 
     def search(*_: object, place: Place, starts: Sequence[tuple[int, ...]], **__: object) -> Hit:
         searched.append((place, list(starts)))
-        return Hit((*true, *true) if place == "end" else true, 0.9)
+        return Hit(longer if place == "end" else true, 0.9)
 
     def reported(at_the_end: float, at_the_start: float) -> Text:
         searched.clear()
@@ -79,8 +80,13 @@ def test_a_text_that_leads_some_prompts_and_not_others_is_tried_at_the_start_too
     monkeypatch.setattr(literal.search, "search", search)
     text = reported(0.4, 1.0)
     assert (text.ids, text.collapse.place) == (true, "start")
-    assert searched == [("end", []), ("start", [(*true, *true)])]
+    assert searched == [("end", []), ("start", [longer])]
     assert reported(0.6, 0.2).collapse.place == "end"
+    broken = tuple(toy.tokenizer.encode("\u2067")[:1])
+    monkeypatch.setattr(literal.search, "search", lambda *_, place, **__: Hit(true if place == "end" else broken, 0.9))
+    text = reported(0.4, 1.0)
+    assert (text.ids, text.collapse.place) == (true, "start")  # what was found at the end counts there as well
+    monkeypatch.setattr(literal.search, "search", search)
     for enough in (0.95, 0.05):  # nearly all prompts, and no more than by chance
         assert reported(enough, 1.0).collapse.place == "end"
         assert [place for place, _ in searched] == ["end"]
