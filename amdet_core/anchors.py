@@ -16,6 +16,7 @@ import torch
 from . import forensics, formats, pocket, published, trust
 from .encoder import PROJECTION, TextEncoder
 from .errors import AmdetError, EncoderError
+from .forensics_words import UNRELATED
 from .formats import FoundEncoder, OpenedTarget
 from .progress import Progress, silent
 from .records import AnchorInfo, EncoderSpec
@@ -129,7 +130,7 @@ class Anchors:
             ((forensics.distance(reachable, suspect.reachable(found.encoder)), found) for found in usable),
             key=lambda pair: pair[0],
         )
-        if apart > forensics.UNRELATED:
+        if apart > UNRELATED:
             raise EncoderError(
                 expected=f"an anchor from the same training run as {suspect.name}",
                 found=f"{best.name} in {self.path}, with unrelated weights (relative distance {apart:.2g})",

@@ -11,10 +11,7 @@ file is then unchanged although the anchor is kept in float32.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 import torch
@@ -22,6 +19,7 @@ from torch import Tensor
 
 from .encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
 from .errors import EncoderError
+from .forensics_words import Change, summary
 from .memory import double
 from .progress import Progress, silent
 from .records import Evidence, Forensics, LayerChange, RowChange
@@ -35,46 +33,12 @@ CASTS: Mapping[str, torch.dtype] = {
 }
 """Precisions lower than float32 in which encoders are stored."""
 
-# Bounds of the wording. They describe, and no verdict rests on them.
 RANK_ENERGY = 0.99
 """The rank of a change is the number of directions that hold this share of its energy."""
 LOW_RANK = 8
 """A rank is low up to this fraction (one eighth) of the matrix's smaller side."""
-CONCENTRATED = 0.25
-"""A full-rank change is called concentrated when its first direction holds this share on average."""
-UNRELATED = 0.7
-"""Weights further apart than this, relative to their norm, come from different training runs."""
-OUTLYING = 6.0
-"""Robust z-score from which a moved token is named."""
-NAMED = 3
-"""Most tokens named in a summary."""
 FEWEST = 8
 """Rows that must have moved before one can stand out among them."""
-
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-_MLP = ("fc1", "fc2")
-_IN_LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.weight")
-
-
-@dataclass(frozen=True)
-class _Change:
-    """One tensor's change as the words need it.
-
-    Attributes:
-        layer: the record.
-        cast: precision to which the anchor's tensor was rounded before comparing; None for its own values.
-        rank: directions that hold nearly all of the change; None for what is no matrix.
-        low: whether that rank is low for the matrix.
-    """
-
-    layer: LayerChange
-    cast: str | None
-    rank: int | None
-    low: bool
-
-    @property
-    def changed(self) -> bool:
-        return self.layer.relative_norm != 0
 
 
 def compare(
@@ -101,7 +65,7 @@ def compare(
     suspect, anchor = suspect.to("cpu"), anchor.to("cpu")
     suspect.check_finite()
     anchor.check_finite()
-    changes: list[_Change] = []
+    changes: list[Change] = []
     moved: tuple[RowChange, ...] = ()
     count = 0
     for done, name in enumerate(names, start=1):
@@ -112,9 +76,10 @@ def compare(
         if name == TOKEN_TABLE:
             moved, count = _rows(delta, theirs, suspect.tokenizer, rows)
         progress("forensics", done, len(names))
+    finer = _finer(suspect, anchor, names) if any(change.changed for change in changes) else None
     return Forensics(
         encoder=encoder,
-        summary=_summary(suspect, anchor, changes, moved, count),
+        summary=summary(changes, finer, moved, count),
         layers=tuple(change.layer for change in changes),
         rows=moved,
         rows_changed=count,
@@ -212,12 +177,12 @@ def _reference(ours: Tensor, theirs: Tensor) -> tuple[Tensor, str | None]:
     return best
 
 
-def _change(name: str, delta: Tensor, anchor: Tensor, cast: str | None) -> _Change:
+def _change(name: str, delta: Tensor, anchor: Tensor, cast: str | None) -> Change:
     norm = _norm(delta)
     relative = _ratio(norm, _norm(anchor))
     matrix = delta.dim() == 2 and name not in (TOKEN_TABLE, POSITION_TABLE)
     if not matrix or norm == 0:
-        return _Change(LayerChange(tensor=name, relative_norm=relative), cast, 0 if matrix else None, False)
+        return Change(LayerChange(tensor=name, relative_norm=relative), cast, 0 if matrix else None, False)
     energy = _spectrum(delta)
     present = energy[energy > 0]
     layer = LayerChange(
@@ -228,7 +193,7 @@ def _change(name: str, delta: Tensor, anchor: Tensor, cast: str | None) -> _Chan
         effective_rank=float(torch.exp(-(present * present.log()).sum())),
     )
     rank = int((energy.cumsum(0) < RANK_ENERGY).sum()) + 1
-    return _Change(layer, cast, rank, rank <= min(delta.shape) // LOW_RANK)
+    return Change(layer, cast, rank, rank <= min(delta.shape) // LOW_RANK)
 
 
 def _spectrum(delta: Tensor) -> Tensor:
@@ -297,41 +262,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-# ------------------------------------------------------------------ words
-
-
-def _summary(
-    suspect: TextEncoder, anchor: TextEncoder, changes: Sequence[_Change], moved: Sequence[RowChange], rows: int
-) -> str:
-    """One line for a person. The first rule that fits decides."""
-    changed = [change for change in changes if change.changed]
-    if not changed:
-        return _without_change(changes)
-    if cast := _finer(suspect, anchor, [change.layer.tensor for change in changes]):
-        return (
-            f"equal to the anchor when rounded to {cast}, different below: the anchor may be a cast of it, "
-            "but such small differences can also be put there on purpose"
-        )
-    matrices = [change for change in changed if change.rank is not None]
-    if median(change.layer.relative_norm for change in changes if change.rank is not None) > UNRELATED:
-        return "weights unrelated to the anchor's, as from another training run: choose another anchor"
-    if [change.layer.tensor for change in changed] == [TOKEN_TABLE]:
-        return _only_rows(moved, rows)
-    parts = [_matrices(matrices, changes) if matrices else _small_parts(changed)]
-    if matrices and rows:
-        parts.append(f"{rows:,} token rows changed")
-    outlying = [row for row in moved if row.sigma >= OUTLYING][:NAMED]
-    parts += [f"token {row.token!r} moved {row.sigma:.0f} sigma" for row in outlying]
-    return "; ".join(parts)
-
-
-def _without_change(changes: Sequence[_Change]) -> str:
-    casts = sorted({change.cast for change in changes if change.cast is not None})
-    if not casts:
-        return "identical"
-    return f"a cast to {' and '.join(casts)}: every value is the anchor's, rounded"
-
-
 def _finer(suspect: TextEncoder, anchor: TextEncoder, names: Sequence[str]) -> str | None:
     """The precision at which the suspect rounds to the anchor, if there is one."""
     smallest_first = sorted(names, key=lambda name: anchor.weights[name].numel())
@@ -339,69 +269,3 @@ def _finer(suspect: TextEncoder, anchor: TextEncoder, names: Sequence[str]) -> s
         if all(torch.equal(rounded(suspect.weights[name], cast), anchor.weights[name]) for name in smallest_first):
             return cast
     return None
-
-
-def _only_rows(moved: Sequence[RowChange], rows: int) -> str:
-    tokens = ", ".join(repr(row.token) for row in moved[:NAMED])
-    others = f" and {rows - NAMED:,} others" if rows > NAMED else ""
-    return f"only the token row{'s' if rows > 1 else ''} {tokens}{others} changed"
-
-
-def _matrices(matrices: Sequence[_Change], everything: Sequence[_Change]) -> str:
-    """How the matrices changed: rank one, low rank, concentrated, or broadly."""
-    where = _where([change.layer.tensor for change in matrices], [change.layer.tensor for change in everything])
-    ranks = sorted(change.rank for change in matrices if change.rank is not None)
-    if ranks[-1] == 1:
-        return f"a rank-1 change in {where}"
-    if all(change.low for change in matrices):
-        return f"a low-rank (about {ranks[len(ranks) // 2]}) update in {where}, as a LoRA leaves"
-    first = _mean(change.layer.top1_energy for change in matrices) or 0.0
-    if first >= CONCENTRATED:
-        return (
-            f"one or two directions carry {first:.0%} of the change in {where}: "
-            "typical for an injected association or a taught concept"
-        )
-    size = median(change.layer.relative_norm for change in matrices)
-    return f"full-rank changes of {size:.1%} of the norm in {where}, as fine-tuning leaves"
-
-
-def _small_parts(changed: Sequence[_Change]) -> str:
-    """Changes outside of all matrices: tables, norms and biases."""
-    names = [change.layer.tensor for change in changed]
-    named = {TOKEN_TABLE: "the token table", POSITION_TABLE: "the position table"}
-    parts = [text for name, text in named.items() if name in names]
-    if others := len(names) - len(parts):
-        parts.append(f"{others} bias and norm tensor{'s' if others > 1 else ''}")
-    return f"only {' and '.join(parts)} changed"
-
-
-def _where(names: Sequence[str], everything: Sequence[str]) -> str:
-    """Places of matrices in words: ``attention of layers 0-11`` or ``layer 4 (mlp.fc2)``."""
-    found = [match.groups() for name in names if (match := _IN_LAYER.fullmatch(name))]
-    outside = [name for name in names if not _IN_LAYER.fullmatch(name)]
-    if not found:
-        return " and ".join(outside)
-    layers = sorted({int(layer) for layer, _ in found})
-    depth = len({match[1] for name in everything if (match := _IN_LAYER.fullmatch(name))})
-    kinds = sorted({part for _, part in found})
-    if len(layers) == 1 and len(kinds) == 1:
-        inside = f"layer {layers[0]} ({kinds[0]})"
-    else:
-        which = "all layers" if len(layers) == depth else f"layer{'s' if len(layers) > 1 else ''} {_spans(layers)}"
-        inside = f"{_kind(kinds)}{which}"
-    return " and ".join([inside, *outside])
-
-
-def _kind(parts: Sequence[str]) -> str:
-    tails = {part.rpartition(".")[2] for part in parts}
-    if len(parts) == 1:
-        return f"{parts[0]} of "
-    if tails <= set(_ATTENTION):
-        return "attention of "
-    return "the MLP of " if tails <= set(_MLP) else ""
-
-
-def _spans(numbers: Sequence[int]) -> str:
-    """``0, 1, 2`` as ``0-2``, and ``0, 2, 5`` as it is."""
-    together = len(numbers) > 1 and numbers[-1] - numbers[0] == len(numbers) - 1
-    return f"{numbers[0]}-{numbers[-1]}" if together else ", ".join(str(number) for number in numbers)

@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError, model_validator
 from . import forensics
 from .encoder import PROJECTION, TextEncoder
 from .errors import AmdetError, ConfigError, StorageError
+from .forensics_words import UNRELATED
 from .records import AnchorInfo, EncoderSpec, PathText, Record, Sha256
 from .storage import write_atomic
 
@@ -287,7 +288,7 @@ def choose_anchor(
     for anchor in _candidates(suspect.spec, entries, open_encoders, shipped, slot, notes):
         part = anchor.encoder.first_layers(suspect.spec.layers).first_tokens(suspect.spec.vocabulary)
         apart = forensics.distance(suspect, part)
-        if apart > forensics.UNRELATED:
+        if apart > UNRELATED:
             notes.append(f"{anchor.info.name}: not used as anchor, its weights are unrelated (distance {apart:.2g})")
             continue
         usable += 1

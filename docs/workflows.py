@@ -330,7 +330,8 @@ def _workflows() -> Mapping[str, Workflow]:
             "## Scan a checkpoint and see what is hidden\n\nThe text encoder of the checkpoint is compared with the "
             "original in *Load CLIP*. What was recovered is then put into an ordinary prompt: the second picture "
             "shows what a hidden trigger would draw, beside the normal picture of the same prompt and seed.\n\nWhen "
-            "the encoder equals the original there is nothing to recover, and the second picture is not drawn.",
+            "the encoder equals the original, or no token stands out, there is nothing to draw, and the second picture "
+            "is left out.",
             {
                 "checkpoint": Node("CheckpointLoaderSimple", (0, 340), (360, 110), values={"ckpt_name": CHECKPOINT}),
                 "anchor": Node(

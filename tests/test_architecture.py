@@ -30,8 +30,8 @@ DATA = {
     "drawing",
 }
 MEASURES = {
-    "formats", "trust", "published", "forensics", "landscape", "tails", "contrast", "compare", "guard", "inversion",
-    "evidence", "features", "findings", "concepts", "sweep", "patterns", "search", "literal", "calibration",
+    "formats", "trust", "published", "forensics", "forensics_words", "landscape", "tails", "contrast", "compare", "guard",
+    "inversion", "evidence", "features", "findings", "concepts", "sweep", "patterns", "search", "literal", "calibration",
     "figures", "anatomy", "anatomy_figures", "before_after", "before_after_figures", "gallery",
     "report", "verdict",
 }  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import forensics
 from ..config import CureConfig, SpectralConfig
 from ..encoder import TOKEN_TABLE, TextEncoder
+from ..forensics_words import OUTLYING
 from ..memory import double
 from ..progress import Progress, silent
 from .condition import Case
@@ -45,7 +46,7 @@ def outstanding_rows(suspect: TextEncoder, anchor: TextEncoder, most: int) -> li
     """Tokens whose rows stand out among those that moved, up to ``most``; all of them where few moved."""
     found = forensics.compare(suspect, anchor, rows=most)
     few = found.rows_changed < forensics.FEWEST
-    return [row.token_id for row in found.rows if few or row.sigma >= forensics.OUTLYING]
+    return [row.token_id for row in found.rows if few or row.sigma >= OUTLYING]
 
 
 def reset_rows(suspect: TextEncoder, anchor: TextEncoder, rows: list[int], share: float = 1.0) -> Mapping[str, Tensor]:

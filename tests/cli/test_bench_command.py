@@ -69,7 +69,7 @@ def test_several_policies_write_one_file_each_with_the_command_that_makes_it(fol
             f"amdet bench detection --zoo quick --policy {policy} --anchor base --preset quick --device auto "
             f"--seed 42 --out {name}"
         )
-        assert f"quick, {policy}: 0 backdoored, 2 benign, 1 of them could not be judged" in done.stdout
+        assert f"quick, {policy}, quick: 0 backdoored, 2 benign, 1 of them could not be judged" in done.stdout
         assert f"written: {name}" in done.stdout
     assert "models: 0/2" in done.stderr
 

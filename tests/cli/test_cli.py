@@ -268,7 +268,7 @@ def test_ctrl_c_ends_within_a_second_and_leaves_nothing(encoders: Path, tmp_path
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("contrast"):
+        if line.startswith("sweep"):
             break
     time.sleep(0.3)
     sent = time.monotonic()

@@ -79,6 +79,7 @@ def shrunk(graph: Graph) -> Graph:
 def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) -> None:
     graph = shrunk(json.loads(path.read_text(encoding="utf-8")))
     run = host.run(graph)
+    pictures: dict[str, list[Image.Image]] = {}
     for identity, one in graph.items():
         kind = one["class_type"]
         if kind == "AMDET_SaveReport":
@@ -87,8 +88,7 @@ def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) ->
             report = read_report(folder)
             assert not report.faults
         elif kind in ("PreviewImage", "SaveImage"):
-            (image,) = run.images(identity)
-            assert _picture(host, image).size >= (64, 64)
+            pictures[identity] = [_picture(host, image) for image in run.images(identity)]
         elif kind == SHOWN:
             assert len(run.text(identity)) > 200
     expected = {"1": "BACKDOORED", "2": "CLEAN", "4": "CLEAN", "5": "BACKDOORED", "6": "CLEAN", "7": "CLEAN"}
@@ -97,13 +97,12 @@ def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) ->
         attacked, honest = (run.text(identity) for identity, one in graph.items() if one["class_type"] == SHOWN)
         assert "BACKDOORED" in attacked
         assert "NO EVIDENCE OF A BACKDOOR" in honest
-    if path.stem.startswith(("1", "3", "7")):
-        normal, hidden = (
-            _picture(host, run.images(identity)[0])
-            for identity, one in graph.items()
-            if one["class_type"] == "SaveImage"
-        )
-        assert sum(ImageStat.Stat(normal).stddev) > 1 and sum(ImageStat.Stat(hidden).stddev) > 1
+    recovered = bool(report.candidates) or not path.stem.startswith("3")  # else there is nothing to draw
+    assert [len(some) for some in pictures.values()].count(0) == (not recovered)
+    assert all(one.size >= (64, 64) for some in pictures.values() for one in some)
+    if path.stem.startswith(("1", "3", "7")) and recovered:
+        normal, hidden = (pictures[name][0] for name, one in graph.items() if one["class_type"] == "SaveImage")
+        assert all(sum(ImageStat.Stat(one).stddev) > 1 for one in (normal, hidden))
         assert ImageChops.difference(normal, hidden).getbbox()
     if path.stem in SEEN:
         shown = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in (normal, hidden)])
@@ -112,7 +111,7 @@ def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) ->
     if path.stem in SLOW:
         spec = report.target.encoders[0].spec
         assert (spec.layers, spec.width, spec.heads) == (12, 768, 12)
-        assert report.anchor is not None and report.candidates
+        assert report.anchor is not None and report.sweeps
         assert _peak_gib(host) < 8
 
 

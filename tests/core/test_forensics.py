@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from amdet_core import forensics
+from amdet_core import forensics, forensics_words
 from amdet_core.encoder import POSITION_TABLE, PROJECTION, TOKEN_TABLE, TextEncoder, expected_shapes
 from amdet_core.errors import EncoderError, NumericalError
 from amdet_core.records import EncoderSpec, Forensics
@@ -222,7 +222,7 @@ def test_the_row_that_moved_most_stands_out_among_those_that_moved(anchor):
     assert len(result.rows) == 5
     assert result.rows_changed == 2001
     assert "2,001 token rows changed; token 'sahib</w>' moved" in result.summary
-    assert result.rows[0].sigma > forensics.OUTLYING > result.rows[1].sigma
+    assert result.rows[0].sigma > forensics_words.OUTLYING > result.rows[1].sigma
     assert numbers(result)["token_row_sigma"] == result.rows[0].sigma
 
 
