@@ -30,9 +30,9 @@ DATA = {
     "drawing",
 }
 MEASURES = {
-    "formats", "trust", "published", "forensics", "forensics_words", "landscape", "tails", "contrast", "compare", "guard",
-    "inversion", "evidence", "features", "findings", "concepts", "sweep", "patterns", "search", "literal", "calibration",
-    "figures", "anatomy", "anatomy_figures", "before_after", "before_after_figures", "gallery",
+    "formats", "trust", "published", "forensics", "forensics_words", "landscape", "tails", "contrast", "compare",
+    "guard", "inversion", "evidence", "features", "findings", "concepts", "sweep", "patterns", "search", "literal",
+    "calibration", "figures", "anatomy", "anatomy_figures", "before_after", "before_after_figures", "gallery",
     "report", "verdict",
 }  # fmt: skip
 LAYERS = [
