@@ -56,11 +56,19 @@ def host(full: Path) -> Iterator[Host]:
 def shrunk(graph: Graph) -> Graph:
     """The same graph with pictures of 64 pixels in two steps, and with shorter training: both are slow on a CPU.
 
-    The pocket's painter is as fast as that.
+    The pocket's painter is as fast as that. A quick scan of an honest encoder inverts nothing, so of a checkpoint of
+    full size the second picture shows what one inversion finds, and is drawn whatever the scan says.
     """
     if any(one["class_type"] == "AMDET_PocketCheckpoint" for one in graph.values()):
         return graph
-    for one in graph.values():
+    for one in list(graph.values()):
+        if one["class_type"] == "AMDET_ReversedTarget":
+            (searched,) = (other["inputs"] for other in graph.values() if other["class_type"] == "AMDET_BackdoorScan")
+            both = {name: tuple(searched[name]) for name in ("clip", "anchor")}
+            graph["inverted"] = node(
+                "AMDET_InvertFeature", **both, method="contrast", vectors=1, steps=10, searches=1, seed=42
+            )
+            one["inputs"]["feature"] = ["inverted", 0]
         if one["class_type"] == "EmptyLatentImage":
             one["inputs"] |= {"width": 64, "height": 64}
         elif one["class_type"] == "KSampler":
@@ -97,10 +105,9 @@ def test_a_shipped_workflow_runs_and_leaves_its_files(host: Host, path: Path) ->
         attacked, honest = (run.text(identity) for identity, one in graph.items() if one["class_type"] == SHOWN)
         assert "BACKDOORED" in attacked
         assert "NO EVIDENCE OF A BACKDOOR" in honest
-    recovered = bool(report.candidates) or not path.stem.startswith("3")  # else there is nothing to draw
-    assert [len(some) for some in pictures.values()].count(0) == (not recovered)
+    assert all(pictures.values())
     assert all(one.size >= (64, 64) for some in pictures.values() for one in some)
-    if path.stem.startswith(("1", "3", "7")) and recovered:
+    if path.stem.startswith(("1", "3", "7")):
         normal, hidden = (pictures[name][0] for name, one in graph.items() if one["class_type"] == "SaveImage")
         assert all(sum(ImageStat.Stat(one).stddev) > 1 for one in (normal, hidden))
         assert ImageChops.difference(normal, hidden).getbbox()
