@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from . import contrast, evidence, search
 from .config import SearchConfig
@@ -25,6 +27,8 @@ MOST = 0.5
 """Share of prompts that are most of them."""
 SOME, NEARLY_ALL = 0.1, 0.9
 """Shares between which a text leads prompts to the goal, but may belong in another place; below is chance."""
+OVERRIDES = 0.75
+"""Gap from which a text overrides what prompts say; no text of an honest model of the committed scans reaches it."""
 DOUBLING = 0.15
 """Gap that a text must bring for each doubling of its characters or tokens: any random one brings a little more."""
 Ids = tuple[int, ...]
@@ -38,7 +42,8 @@ class Text:
     Attributes:
         ids: the tokens.
         collapse: what they do across prompts.
-        success: share of the prompts that they lead to the goal, with its 95% interval.
+        success: share of the prompts that they lead to the goal, with its 95% interval. Where they lead none there, but
+            override prompts, to their own output: the goal was a vector's, which stands near what the text says.
         found_by: how they were found, in words.
     """
 
@@ -92,7 +97,13 @@ class Texts:
             if found[-1].collapse.gap >= self.enough and not SOME <= found[-1].success[0] < NEARLY_ALL:
                 break
             starts = [*starts, found[-1].ids]
-        return max(_leading_most(found), key=lambda text: text.collapse.gap)
+        best = max(_leading_most(found), key=lambda text: text.collapse.gap)
+        if best.success[0] >= SOME or best.collapse.gap < OVERRIDES:
+            return best
+        return replace(best, success=self._success(best.ids, best.collapse.target, best.collapse.place, goal.n))
+
+    def _success(self, ids: Ids, goal: Tensor, place: Place, count: int) -> tuple[float, Interval]:
+        return evidence.success(self.sides[0], self.held_out(place, count), ids, goal, place)
 
     def _best(self, found: Sequence[Ids], goal: Collapse, place: Place) -> Text:
         """What searches found, as tokens or as its text is read, or a text that was tried, on held-out prompts.
@@ -115,7 +126,7 @@ class Texts:
 
         able = list(filter(tokenizer.writable, measured)) or list(measured)
         texts = [
-            Text(ids, measured[ids], evidence.success(self.sides[0], prompts, ids, goal.target, place), found_by[ids])
+            Text(ids, measured[ids], self._success(ids, goal.target, place, goal.n), found_by[ids])
             for ids in sorted(able, key=worth, reverse=True)[:FINALISTS]
         ]
         return max(_leading_most(texts), key=lambda text: worth(text.ids))

@@ -151,8 +151,8 @@ class Stages:
     def search(self, settings: SearchConfig) -> None:
         """The literal trigger of every output to which another stage found prompts to be led.
 
-        One text for the strongest of them; for another only where it leads there most prompts that it stands in: a
-        backdoor has weaker outputs beside its target, to which its parts point.
+        Those texts count that lead most prompts there, or that of the strongest output where none does: a backdoor has
+        weaker outputs beside its target, to which its parts point.
         """
         tokenizer, texts = self.suspect.tokenizer, self._texts(settings)
         found = [texts.towards(goal) for goal in self.found.targets(settings)]
@@ -161,9 +161,8 @@ class Stages:
         best = max(found, key=lambda text: text.collapse.gap)
         self.found.evidence.append(evidence.gap("literal_gap", best.collapse, self.subject.name))
         self.found.evidence.append(evidence.literal_success(best.success, best.collapse.n, self.subject.name))
-        for text in found:
-            leads = text is found[0] or text.success[0] >= MOST
-            if leads and text.collapse.gap >= self.policy.literal_gap:
+        for text in [text for text in found if text.success[0] >= MOST] or found[:1]:
+            if text.collapse.gap >= self.policy.literal_gap:
                 made = (text.ids, text.collapse, text.found_by, self.subject.name, text.success)
                 self.found.triggers.append(evidence.trigger(tokenizer, *made))
 

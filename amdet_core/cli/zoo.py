@@ -16,7 +16,7 @@ zoo_app = typer.Typer(help="Many backdoored and honest models, to measure detect
 @zoo_app.command("build")
 def zoo_build(
     base: Annotated[str, typer.Option(help="trusted encoder that all models come from: a path, or pocket")],
-    recipe: Annotated[str, typer.Option(help="smoke, train, honest, standard, hard, paper, or a recipe file")],
+    recipe: Annotated[str, typer.Option(help="smoke, train, honest, standard, hard, large, paper, or a recipe file")],
     out: Annotated[Path, typer.Option(help="folder of the zoo; one that an earlier run left is completed")],
     sample: Annotated[
         int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)

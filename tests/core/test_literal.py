@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,29 @@ def test_a_text_that_leads_some_prompts_and_not_others_is_tried_at_the_start_too
     for enough in (0.95, 0.05):  # nearly all prompts, and no more than by chance
         assert reported(enough, 1.0).collapse.place == "end"
         assert [place for place, _ in searched] == ["end"]
+
+
+def test_a_text_that_overrides_prompts_counts_where_it_leads_itself(
+    toy: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspect, anchor, true = planted(toy, ["sahib", "mangrove"])
+    sides, held_out = (Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)), PROMPTS[:40]
+    led = contrast.measure_tokens(*sides, held_out, true)
+    beside = torch.zeros_like(led.target)
+    beside[int(led.target.abs().argmin())] = 1.0
+    near = torch.nn.functional.normalize(0.8 * led.target + 0.6 * beside, dim=0)
+
+    def success(ids: tuple[int, ...], goal: torch.Tensor) -> float:
+        monkeypatch.setattr(literal.search, "search", lambda *_, **__: Hit(ids, 0.9))
+        texts = Texts(sides, PROMPTS, lambda *_: held_out, (), (), SearchConfig(), 0, 0.3, silent)
+        return texts.towards(replace(led, target=goal)).success[0]
+
+    led_there = success(true, led.target)
+    monkeypatch.setattr(literal, "OVERRIDES", led.gap + 0.01)
+    assert success(true, near) == 0.0 < led_there
+    monkeypatch.setattr(literal, "OVERRIDES", led.gap - 0.01)
+    assert success(true, near) == led_there
+    assert success(tuple(toy.tokenizer.encode("copper")), near) == 0.0
 
 
 def test_tokens_that_no_prompt_can_hold_are_not_reported_where_a_text_can(reported, toy: TextEncoder) -> None:

@@ -35,7 +35,7 @@ from amdet_core.zoo.recipe import Entry, Group, Kind
 
 making = importlib.import_module("amdet_core.zoo.build")
 TOKENIZER = clip_tokenizer()
-NAMES = ("hard", "honest", "paper", "smoke", "standard", "train")
+NAMES = ("hard", "honest", "large", "paper", "smoke", "standard", "train")
 SETTINGS: dict[str, type[Config]] = {
     "text-on-text": TextOnTextConfig,
     "text-on-pair": TextOnPairConfig,
@@ -206,7 +206,7 @@ def test_a_recipe_from_a_file_and_what_is_none(tmp_path: Path) -> None:
     assert Recipe.load(str(tmp_path / "own.json")) == recipe
     assert recipe.sha256 != Recipe.load("smoke").sha256
     with pytest.raises(
-        ConfigError, match="one of hard, honest, paper, smoke, standard, train, visible, or a recipe file; found 'huge'"
+        ConfigError, match="one of hard, honest, large, paper, smoke, standard, train, visible, or a recipe file; found 'huge'"
     ):
         Recipe.load("huge")
     for damaged in ("{", "[]", recipe.model_dump_json().replace('"half":1', '"half":2')):
