@@ -61,7 +61,7 @@ PLANS = {
 }
 CHUNK = 200
 """Pictures that pass the VAE together."""
-TWO_SHARE = 0.6
+TWO_SHARE = 0.75
 """Of the UNet's pictures that are picked among those of two objects alone, which are harder; the rest among all."""
 SAID_SECONDS = 20.0
 
