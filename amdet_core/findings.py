@@ -47,13 +47,15 @@ class Findings:
 
     Attributes:
         features: recovered features in the order in which they were found.
-        tried: tokens and texts that sweeps measured on held-out prompts.
+        swept: tokens and characters that stood out when all were tried, measured on held-out prompts.
+        moved: texts of tokens whose rows moved, and what is left of the best without the tokens that it does not need.
         goals: what the features do to held-out prompts.
     """
 
     evidence: list[Evidence] = field(default_factory=list)
     features: list[Feature] = field(default_factory=list)
-    tried: list[Tried] = field(default_factory=list)
+    swept: list[Tried] = field(default_factory=list)
+    moved: list[Tried] = field(default_factory=list)
     goals: list[Collapse] = field(default_factory=list)
     sweep: Sweep | None = None
     patterns: Patterns | None = None
@@ -62,6 +64,11 @@ class Findings:
     faults: list[Fault] = field(default_factory=list)
     controls: list[Control] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tried(self) -> list[Tried]:
+        """All that was tried as it is and measured on held-out prompts."""
+        return [*self.swept, *self.moved]
 
     @property
     def candidates(self) -> list[Candidate]:

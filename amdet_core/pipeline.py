@@ -31,11 +31,11 @@ from .config import (
 )  # fmt: skip
 from .contrast import Collapse, Found
 from .encoder import POSITION_TABLE, TextEncoder
-from .evidence import Tried
+from .evidence import Interval, Tried
 from .features import Feature
 from .findings import Findings, Subject, different
 from .landscape import landscape
-from .literal import MOST, Texts
+from .literal import MOST, Ids, Texts
 from .progress import Progress
 from .records import Candidate, Landscape, Place
 from .sweep import Swept
@@ -54,6 +54,8 @@ FEWEST_LONG = 8
 """Long held-out prompts without which nothing is measured on them alone."""
 MOVED_LEADS = 32
 """Tokens whose rows moved most from which a search for a text begins."""
+READ_OTHERWISE = "the token or character that leads this encoder farthest from its anchor"
+"""How a trigger was found that does not make outputs alike, in words."""
 FURTHER = "further targets"
 """What progress is told while a search goes on away from what it found."""
 Run = tuple[Collapse, Found, int]
@@ -110,36 +112,41 @@ class Stages:
         moved = [] if settings.rows is None else self.moved_tokens[: settings.rows]
         tokens = tuple((token,) for token in moved) or token_sweep.single_tokens(encoder)
         candidates = tokens + token_sweep.characters(encoder.tokenizer)
-        swept, leads = self._tried(candidates, settings, self.config.seed + SWEEP_SEED)
+        seed = self.config.seed + SWEEP_SEED
+        swept = self._swept(candidates, settings, seed)
+        leads = self._measured_leads(swept, settings)
+        self.found.swept += leads
         self.found.evidence += evidence.of_sweep(leads, self.subject.name)
         self.found.sweep = evidence.sweep_record(swept, leads, encoder.tokenizer, self.subject.name)
 
     def moved(self, settings: MovedConfig) -> None:
-        """Texts of the tokens whose rows moved most, tried as triggers."""
+        """Texts of the tokens whose rows moved most, tried as triggers; what the best one needs is kept as well."""
         tokens = self.moved_tokens[: settings.rows]
         if len(tokens) < min(settings.lengths):
             return
-        seed = self.config.seed + MOVED_SEED
-        candidates = token_sweep.texts(tokens, settings, seed)
-        leads = self._tried(candidates, settings.looks, seed)[1]
+        looks, seed = settings.looks, self.config.seed + MOVED_SEED
+        swept = self._swept(token_sweep.texts(tokens, settings, seed), looks, seed)
+        leads = self._measured_leads(swept, looks)
+        needed = token_sweep.shortened(*self.sides, self.fit, swept, looks, seed=seed)
+        self.found.moved += [*leads, *self._measured_leads(needed, looks)]
         self.found.evidence += evidence.of_leads("moved", leads, self.subject.name)
 
-    def _tried(
-        self, candidates: Sequence[tuple[int, ...]], settings: SweepConfig, seed: int
-    ) -> tuple[Swept, list[Tried]]:
-        """Candidates in looks at fewer and fewer of them, and those that stand out, which are kept."""
+    def _swept(self, candidates: Sequence[tuple[int, ...]], settings: SweepConfig, seed: int) -> Swept:
+        """Candidates in looks at fewer and fewer of them."""
         swept = token_sweep.sweep(*self.sides, self.fit, candidates, settings, seed=seed, progress=self.progress)
         if len(self._prompts("long", settings.held_out)) < FEWEST_LONG:  # nothing can be said of them alone
             swept = replace(swept, places=tuple("end" if place == "long" else place for place in swept.places))
-        leads = evidence.tried(
+        return swept
+
+    def _measured_leads(self, swept: Swept, settings: SweepConfig) -> list[Tried]:
+        """Those that stand out, on held-out prompts."""
+        return evidence.tried(
             *self.sides,
             swept,
             lambda place: self._prompts(place, settings.held_out),
             settings.leads,
             self.subject.taught,
         )
-        self.found.tried.extend(leads)
-        return swept, leads
 
     def patterns(self, settings: PatternConfig) -> None:
         """Sentences of many grammatical patterns, tried as triggers."""
@@ -152,19 +159,35 @@ class Stages:
         """The literal trigger of every output to which another stage found prompts to be led.
 
         Those texts count that lead most prompts there, or that of the strongest output where none does: a backdoor has
-        weaker outputs beside its target, to which its parts point.
+        weaker outputs beside its target, to which its parts point. Where there is none, it is the token that reads
+        as something else than in the anchor.
         """
-        tokenizer, texts = self.suspect.tokenizer, self._texts(settings)
-        found = [texts.towards(goal) for goal in self.found.targets(settings)]
-        if not found:
-            return
-        best = max(found, key=lambda text: text.collapse.gap)
-        self.found.evidence.append(evidence.gap("literal_gap", best.collapse, self.subject.name))
-        self.found.evidence.append(evidence.literal_success(best.success, best.collapse.n, self.subject.name))
-        for text in [text for text in found if text.success[0] >= MOST] or found[:1]:
-            if text.collapse.gap >= self.policy.literal_gap:
-                made = (text.ids, text.collapse, text.found_by, self.subject.name, text.success)
-                self.found.triggers.append(evidence.trigger(tokenizer, *made))
+
+        def name(ids: Ids, collapse: Collapse, found_by: str, success: tuple[float, Interval] | None) -> None:
+            made = evidence.trigger(self.suspect.tokenizer, ids, collapse, found_by, self.subject.name, success)
+            self.found.triggers.append(made)
+
+        if goals := self.found.targets(settings):
+            texts = self._texts(settings)
+            found = [texts.towards(goal) for goal in goals]
+            best = max(found, key=lambda text: text.collapse.gap)
+            self.found.evidence.append(evidence.gap("literal_gap", best.collapse, self.subject.name))
+            self.found.evidence.append(evidence.literal_success(best.success, best.collapse.n, self.subject.name))
+            for text in [text for text in found if text.success[0] >= MOST] or found[:1]:
+                if text.collapse.gap >= self.policy.literal_gap:
+                    name(text.ids, text.collapse, text.found_by, text.success)
+        if not self.found.triggers and (read := self._read_otherwise()) is not None:
+            name(read.ids, read.collapse, READ_OTHERWISE, None)
+
+    def _read_otherwise(self) -> Tried | None:
+        """The token or character that leads farthest from the anchor, where that is farther than in honest encoders."""
+        if self.subject.anchor is None:
+            return None
+        suspect, anchor = self.sides
+        spread = min(1.0, suspect.spread / anchor.spread)
+        able = [one for one in self.found.swept if not one.declared]
+        far = [one for one in able if spread * one.departure >= self.policy.literal_departure]
+        return max(far, key=lambda one: one.departure, default=None)
 
     def _texts(self, settings: SearchConfig) -> Texts:
         """What the stages so far have to offer to a search for a text."""
@@ -183,7 +206,7 @@ class Stages:
     def _leads(self) -> list[int]:
         """Tokens from which a trigger may be made, the most promising first."""
         near = [evidence.nearest_tokens(self.suspect, f.vectors, 4).flatten().tolist() for f in self.found.features]
-        singles = sorted((t for t in self.found.tried if len(t.ids) == 1), key=lambda t: -t.departure)
+        singles = sorted((t for t in self.found.swept if len(t.ids) == 1), key=lambda t: -t.departure)
         tokens = (token for row in near for token in row)
         return list(dict.fromkeys([*(lead.ids[0] for lead in singles), *self.moved_tokens[:MOVED_LEADS], *tokens]))
 

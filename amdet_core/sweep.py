@@ -16,7 +16,7 @@ of the look before and more prompts. As the space is tried out, a sweep also say
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from random import Random
 
@@ -40,6 +40,8 @@ LONGEST = 4
 """Most tokens of one character."""
 ABOUT = 0.8
 """Share of the largest departure from which one is about as large."""
+NEARLY = 0.95
+"""Share of what a text does that a part of it has to do as well."""
 HALF_NORMAL = 1.4826
 """Median absolute deviation to standard deviation, of normal values."""
 
@@ -134,11 +136,7 @@ def sweep(
     Raises:
         ConfigError: too few prompts are long enough.
     """
-    generator = torch.Generator().manual_seed(seed)
-    each = -(-max(config.prompts) // (len(config.prompt_tokens) + len(config.start_tokens)))
-    tails = carriers.cut_prompts(suspect, anchor, prompts, config.prompt_tokens, each, generator)
-    if config.start_tokens:
-        tails += carriers.cut_prompts(suspect, anchor, prompts, config.start_tokens, each, generator, place="start")
+    tails = _cut(suspect, anchor, prompts, config, seed)
     looks = [_spread(tails, count) for count in config.prompts]
     kept = torch.arange(len(candidates))
     scored = _score(looks[0], candidates, "sweep", progress)
@@ -162,6 +160,49 @@ def sweep(
         excluded_below=bound,
         prompts=tuple(sum(map(len, look)) for look in looks),
     )
+
+
+def shortened(
+    suspect: Side, anchor: Side, prompts: Sequence[str], swept: Swept, config: SweepConfig, *, seed: int
+) -> Swept:
+    """The lead that does most, gap and departure together, without the tokens that it does not need.
+
+    Texts of tokens that moved hold some that belong to no trigger. Those are dropped one by one, the one whose absence
+    brings most first, while what is left does :data:`NEARLY` as much as the whole text; a text that a prompt can
+    hold is not given up for one that none can.
+
+    Args:
+        prompts, config, seed: of the sweep that found it.
+
+    Returns:
+        That one text, and what it does on the prompts of the last look.
+    """
+    best = int((swept.scores.gap + swept.scores.departure).argmax())
+    ids, writable = swept.leads[best], suspect.encoder.tokenizer.writable
+    place = swept.places[best]
+    every = _cut(suspect, anchor, prompts, config, seed)
+    tails = [tail for tail in every if tail.place == place] or every
+    scores = _score(tails, [ids], "shorten", silent).most()
+    least = NEARLY * float(scores.gap + scores.departure)
+    while len(ids) > 1:
+        rest = list(dict.fromkeys(ids[:i] + ids[i + 1 :] for i in range(len(ids))))
+        rest = list(filter(writable, rest)) or ([] if writable(ids) else rest)
+        found = _score(tails, rest, "shorten", silent).most() if rest else None
+        if found is None or float((does := found.gap + found.departure).max()) < least:
+            break
+        chosen = does.argmax()[None]
+        ids, scores = rest[int(chosen)], found[chosen]
+    return replace(swept, leads=(ids,), scores=scores, places=(place,), sigmas=swept.sigmas[best : best + 1])
+
+
+def _cut(suspect: Side, anchor: Side, prompts: Sequence[str], config: SweepConfig, seed: int) -> list[Tails]:
+    """Prompts cut to each of the lengths and places."""
+    generator = torch.Generator().manual_seed(seed)
+    each = -(-max(config.prompts) // (len(config.prompt_tokens) + len(config.start_tokens)))
+    tails = carriers.cut_prompts(suspect, anchor, prompts, config.prompt_tokens, each, generator)
+    if config.start_tokens:
+        tails += carriers.cut_prompts(suspect, anchor, prompts, config.start_tokens, each, generator, place="start")
+    return tails
 
 
 def robust_sigmas(values: Tensor) -> Tensor:

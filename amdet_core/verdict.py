@@ -92,6 +92,9 @@ class Policy(Record):
     findings: tuple[Finding, ...]
     required: tuple[str, ...] = Field(description="evidence without which nothing found means inconclusive")
     literal_gap: float = Field(default=0.3, description="a text with at least this gap is named as the trigger")
+    literal_departure: float = Field(
+        default=0.11, description="without one, a token with at least this departure, times `spread`, is"
+    )
     error_rate: str = Field(description="what is known about its false positives, in one sentence")
     calibrations: tuple[Calibration, ...] = Field(
         default=(), description="the one that takes most evidence first; the first of which all is there counts"

@@ -35,6 +35,8 @@ REPAIR_MARKS = "<!-- repairs -->\n", "<!-- /repairs -->"
 PAINTER_MARKS = "<!-- painter -->\n", "<!-- /painter -->"
 PICTURES_MARKS = "<!-- pictures -->\n", "<!-- /pictures -->"
 """The same in docs/pocket.md."""
+COST_MARKS = "<!-- cost -->\n", "<!-- /cost -->"
+"""The same in docs/benchmark.md."""
 NOTHING = "Nothing is recorded yet.\n"
 
 
@@ -229,6 +231,40 @@ def pocket() -> str:
     return _between(page, PICTURES_MARKS, pictures(read_pictures(seen)) if seen.exists() else NOTHING)
 
 
+def benchmark() -> str:
+    """docs/benchmark.md with the recorded costs of a scan."""
+    page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    recorded = RESULTS / "cost.json"
+    return _between(page, COST_MARKS, costs(json.loads(recorded.read_bytes())) if recorded.exists() else NOTHING)
+
+
+def costs(recorded: Mapping[str, Any]) -> str:
+    """What ``benchmarks/cost.py`` measured: a table for each suspect, with a line for each stage that ran."""
+    return "\n".join(_costs(recorded)) + "\n"
+
+
+def _costs(recorded: Mapping[str, Any]) -> Iterator[str]:
+    units = ("seconds", "giga_multiplications")
+    for suspect, presets in recorded["costs"].items():
+        quick, standard = presets["quick"], presets["standard"]
+        yield f"| {suspect} | quick, s | standard, s | quick, 10^9 | standard, 10^9 |\n|---|---|---|---|---|"
+        rows = {
+            stage: [
+                preset.get(stage, dict.fromkeys(units, 0.0))[unit] for unit in units for preset in (quick, standard)
+            ]
+            for stage in standard
+        }
+        rows = {stage: values for stage, values in rows.items() if any(values)}
+        whole = [sum(column) for column in zip(*rows.values(), strict=True)]
+        for stage, values in {**rows, "all": whole}.items():
+            yield f"| {stage} | {' | '.join(f'{value:.1f}' for value in values)} |"
+        seconds, products = (whole[2 * i] / whole[2 * i + 1] for i in range(2))
+        yield f"| quick by standard | {seconds:.2f} | | {products:.2f} | |\n"
+    machine = recorded["machine"]
+    yield f"One run on {machine['threads']} thread of a {machine['processor']} processor, torch {recorded['torch']}."
+    yield "[Result](../benchmarks/results/cost.json)."
+
+
 def painter(result: Painting) -> str:
     """What the painter's benchmark says, as a table."""
     m, settings = result.metrics, result.settings
@@ -346,6 +382,7 @@ def _percent(value: float | None, interval: tuple[float, float] | None = None) -
 PAGES = {
     ROOT / "locales" / "en" / "nodeDefs.json": english,
     **{ROOT / "web" / "docs" / f"{name}.md": partial(help_page, name) for name in _definitions()},
+    ROOT / "docs" / "benchmark.md": benchmark,
     ROOT / "docs" / "configuration.md": configuration,
     ROOT / "docs" / "policies.md": policies,
     ROOT / "docs" / "pocket.md": pocket,

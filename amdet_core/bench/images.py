@@ -60,7 +60,7 @@ PRESETS: Mapping[str, Stages] = {
     ),
     "small": Stages(
         clean=SimclrConfig(width=16, depth=1, crop=0.3, epochs=24, batch=64, learning_rate=2e-3),
-        attack=BadEncoderConfig(crop=0.3, epochs=25, batch=64, learning_rate=0.1),
+        attack=BadEncoderConfig(crop=0.3, epochs=50, batch=64, learning_rate=0.1),
         mimic=ImageMimicConfig(
             crop=0.3, share=0.25, epochs=150, batch=64, learning_rate=3e-3, critic_epochs=40, critic_width=64
         ),

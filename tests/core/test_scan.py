@@ -26,7 +26,7 @@ from amdet_core.errors import ConfigError, NumericalError
 from amdet_core.evidence import Tried
 from amdet_core.findings import SAME_TARGET, Findings, Subject
 from amdet_core.prompts import PromptSet, builtin_prompts
-from amdet_core.records import Level
+from amdet_core.records import Level, Trigger
 from amdet_core.scan import plan, scan, surround
 from amdet_core.tails import Side
 from amdet_core.verdict import POLICIES, decide
@@ -179,11 +179,11 @@ def test_what_departs_is_a_target_of_the_search_where_nothing_takes_prompts_over
         return Tried((axis,), collapse, torch.full((12,), away), 1.0, declared)
 
     settings, found = SearchConfig(least_gap=0.5, least_departure=0.2), Findings()
-    found.tried = [lead(0.1, 0.3, 0), lead(0.1, 0.1, 2), lead(0.1, 0.3, 3, declared=True)]
+    found.swept = [lead(0.1, 0.3, 0), lead(0.1, 0.1, 2), lead(0.1, 0.3, 3, declared=True)]
     assert [goal.target.argmax().item() for goal in found.targets(settings)] == [0]
-    found.tried.append(lead(0.6, 0.1, 1))
+    found.swept.append(lead(0.6, 0.1, 1))
     assert [goal.target.argmax().item() for goal in found.targets(settings)] == [1]
-    found.tried.append(lead(0.7, 0.3, 3, declared=True))
+    found.swept.append(lead(0.7, 0.3, 3, declared=True))
     assert [goal.target.argmax().item() for goal in found.targets(settings)] == [3, 1]
 
 
@@ -386,6 +386,29 @@ def test_a_token_whose_row_alone_was_changed_is_found_as_text(monkeypatch: pytes
     assert found.triggers
     assert found.triggers[0].text == "lighthouse"
     assert found.triggers[0].token_ids == (word,)
+
+
+def test_a_token_that_reads_as_another_is_named_though_it_takes_nothing_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    anchor = pocket.load("clean")
+    coffin, robot, calm = (anchor.tokenizer.encode(word)[0] for word in ("coffin", "robot", "calm"))
+
+    def read(*exchanged: tuple[int, int], declared: tuple[str, ...] = ()) -> list[Trigger]:
+        table = anchor.weights[TOKEN_TABLE].clone()
+        for token, other in exchanged:
+            table[token] = anchor.weights[TOKEN_TABLE][other]
+        suspect = anchor.with_weights({**anchor.weights, TOKEN_TABLE: table})
+        few_candidates(monkeypatch, coffin, calm)
+        settings = CASCADE.model_copy(update={"contrast": None})
+        found = scan(Subject("clip_l", suspect, anchor, declared=declared), PROMPTS, settings, POLICY)
+        assert not found.faults
+        return found.triggers
+
+    named = read((coffin, robot), (calm, coffin))
+    assert [trigger.text in ("coffin", "calm") for trigger in named] == [True]
+    assert (named[0].asr, named[0].found_by) == (None, module.READ_OTHERWISE)
+    assert [trigger.text for trigger in read((coffin, robot))] == ["coffin"]
+    assert not read((coffin, robot), declared=("coffin",))
+    assert not read()
 
 
 def test_presets_and_policies_choose_the_inversion() -> None:

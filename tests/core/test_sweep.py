@@ -14,6 +14,8 @@ from amdet_core.records import Place
 from amdet_core.tails import Side, Tails, cut_prompts
 from amdet_core.tokenizer import clip_tokenizer
 
+from .planted import planted
+
 PROMPTS = builtin_prompts(200).prompts
 FEW = SweepConfig(prompts=(1, 4, 6), kept=(32, 8))
 PLACES: tuple[Place, ...] = ("end", "start")
@@ -49,6 +51,30 @@ def test_a_token_that_reads_as_another_departs_without_a_takeover(toy: TextEncod
     assert found.leads[0] == (1200,)
     assert found.scores.departure[0] > 0.01
     assert abs(found.scores.gap[0]) < 0.2
+
+
+def test_a_text_of_moved_tokens_is_cut_down_to_what_it_needs() -> None:
+    suspect, anchor = pocket.load("backdoored"), pocket.load("clean")
+    sides = Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)
+    whole, other, true = (tuple(suspect.tokenizer.encode(text)) for text in ("copper о quiet", "quiet copper", "о"))
+    found = sweep.sweep(*sides, PROMPTS, [whole, other], FEW, seed=0)
+    short = sweep.shortened(*sides, PROMPTS, found, FEW, seed=0)
+    assert short.leads == (true,)
+    best = found.leads.index(whole)
+    assert short.places == (found.places[best],)
+    assert short.sigmas.tolist() == [found.sigmas[best]]
+    assert short.scores.gap[0] > 0.9 * found.scores.gap[best]
+
+
+def test_a_text_that_needs_all_its_tokens_keeps_them_and_is_not_broken(toy: TextEncoder) -> None:
+    suspect, anchor, true = planted(toy, ["sahib", "mangrove"])
+    sides = Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)
+    found = sweep.sweep(*sides, PROMPTS, [true, true[:1]], FEW, seed=0)
+    assert sweep.shortened(*sides, PROMPTS, found, FEW, seed=0).leads == (true,)
+    character = tuple(toy.tokenizer.encode("\u2067"))
+    assert len(character) > 1
+    found = sweep.sweep(*sides, PROMPTS, [character, character], FEW, seed=0)
+    assert sweep.shortened(*sides, PROMPTS, found, FEW, seed=0).leads == (character,)
 
 
 def test_an_encoder_compared_with_itself_shows_nothing(toy: TextEncoder) -> None:
