@@ -13,10 +13,14 @@ from typing import Any
 from amdet_core import config
 from amdet_core.bench import (
     Detection,
+    GuardResult,
+    ImageResult,
     Painting,
     PictureResult,
     RepairResult,
     read_detection,
+    read_guarding,
+    read_images,
     read_painting,
     read_pictures,
     read_repairing,
@@ -35,6 +39,10 @@ REPAIR_MARKS = "<!-- repairs -->\n", "<!-- /repairs -->"
 PAINTER_MARKS = "<!-- painter -->\n", "<!-- /painter -->"
 PICTURES_MARKS = "<!-- pictures -->\n", "<!-- /pictures -->"
 """The same in docs/pocket.md."""
+GUARD_MARKS = "<!-- guard -->\n", "<!-- /guard -->"
+"""The same in docs/benchmark.md."""
+IMAGE_MARKS = "<!-- encoders -->\n", "<!-- /encoders -->"
+"""The same in docs/images.md."""
 COST_MARKS = "<!-- cost -->\n", "<!-- /cost -->"
 """The same in docs/benchmark.md."""
 NOTHING = "Nothing is recorded yet.\n"
@@ -231,11 +239,60 @@ def pocket() -> str:
     return _between(page, PICTURES_MARKS, pictures(read_pictures(seen)) if seen.exists() else NOTHING)
 
 
+def images() -> str:
+    """docs/images.md with the recorded result."""
+    page, recorded = (ROOT / "docs" / "images.md").read_text(encoding="utf-8"), RESULTS / "image.json"
+    return _between(page, IMAGE_MARKS, encoders(read_images(recorded)) if recorded.exists() else NOTHING)
+
+
+def encoders(result: ImageResult) -> str:
+    """What classifiers say on features of each encoder, as a table."""
+    columns = ("accuracy", "ASR", "ASR, other classes", "without the trigger", "taken for any one class")
+    lines = [f"| encoder | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for name, told in result.metrics.items():
+        shares = (told.accuracy, told.asr, told.asr_others, told.said_others, told.gathered)
+        cells = " | ".join(_percent(share.share, share.interval) for share in shares)
+        lines.append(f"| {name} | {cells} |")
+    by_seed = "; ".join(
+        f"{name} {', '.join(_percent(one.told[name].asr_others.share) for one in result.repetitions)}"
+        for name in ("backdoored", "purified")
+    )
+    pictures, settings = result.metrics["clean"].accuracy.n, result.settings
+    return "\n".join(lines) + (
+        f"\n\n{settings.seeds} seeds from {settings.seed} on, {pictures} answers. ASR in other classes by seed: "
+        f"{by_seed}. [Result](../benchmarks/results/image.json).\n"
+    )
+
+
 def benchmark() -> str:
-    """docs/benchmark.md with the recorded costs of a scan."""
+    """docs/benchmark.md with the recorded costs of a scan, and what the guard's benchmark says."""
     page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
-    recorded = RESULTS / "cost.json"
-    return _between(page, COST_MARKS, costs(json.loads(recorded.read_bytes())) if recorded.exists() else NOTHING)
+    recorded, guarded = RESULTS / "cost.json", RESULTS / "guard-standard.json"
+    page = _between(page, COST_MARKS, costs(json.loads(recorded.read_bytes())) if recorded.exists() else NOTHING)
+    return _between(page, GUARD_MARKS, guard(read_guarding(guarded)) if guarded.exists() else NOTHING)
+
+
+def guard(result: GuardResult) -> str:
+    """What the guard's benchmark says, as a table."""
+    m = result.metrics
+    rows = {
+        "triggered prompts flagged (recall)": m.recall,
+        **{f"- {kind}": share for kind, share in m.recall_by_kind.items()},
+        "models caught": m.caught,
+        "trigger named first": m.first,
+        "trigger named": m.named,
+        **{
+            f"false alarms, {label} models, {style}": share
+            for label, styles in m.false_alarms.items()
+            for style, share in styles.items()
+        },
+        **{f"{label} models without a false alarm": share for label, share in m.quiet.items()},
+    }
+    return _shares(rows) + (
+        f"\n{len(result.models)} models of `{result.zoo.name}`, {m.failed} of them failed. A prompt takes "
+        f"{m.milliseconds:.0f} ms, setting the bound {m.calibration_seconds:.0f} s (medians, "
+        f"{result.machine.threads} thread). [Result](../benchmarks/results/guard-standard.json).\n"
+    )
 
 
 def costs(recorded: Mapping[str, Any]) -> str:
@@ -383,6 +440,7 @@ PAGES = {
     ROOT / "locales" / "en" / "nodeDefs.json": english,
     **{ROOT / "web" / "docs" / f"{name}.md": partial(help_page, name) for name in _definitions()},
     ROOT / "docs" / "benchmark.md": benchmark,
+    ROOT / "docs" / "images.md": images,
     ROOT / "docs" / "configuration.md": configuration,
     ROOT / "docs" / "policies.md": policies,
     ROOT / "docs" / "pocket.md": pocket,

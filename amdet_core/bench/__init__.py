@@ -4,7 +4,7 @@ from .calibration import calibrate, calibrate_policy
 from .detection import Benchmark, judge_again, policy_sha256, run
 from .flips import Flips, flips, read_flips
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
-from .images import Classified, ImageBenchmark, ImageResult, Told, run_images
+from .images import Classified, ImageBenchmark, ImageResult, Told, read_images, run_images
 from .painting import Painting, PaintingBenchmark, read_painting, run_painting
 from .picturing import PictureBenchmark, PictureResult, read_pictures, run_pictures
 from .repairing import RepairBenchmark, RepairResult, read_repairing, run_repair
@@ -35,6 +35,7 @@ __all__ = [
     "read_detection",
     "read_flips",
     "read_guarding",
+    "read_images",
     "read_painting",
     "read_pictures",
     "read_repairing",

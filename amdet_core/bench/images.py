@@ -37,7 +37,7 @@ from ..jobs import choose_device
 from ..progress import Progress, silent
 from ..records import Record
 from ..storage import check_writable, record_json, write_atomic
-from .results import Machine, Share
+from .results import Machine, Share, read_result
 from .source import commit
 
 Encoder = Literal["clean", "backdoored", "purified", "random"]
@@ -156,6 +156,11 @@ class ImageResult(Record):
     complete: bool
     metrics: dict[Encoder, Told] = Field(description="all repetitions together")
     repetitions: tuple[Repetition, ...]
+
+
+def read_images(path: Path) -> ImageResult:
+    """Read a result file of ``amdet bench image``; see :func:`.results.read_result`."""
+    return read_result(path, ImageResult, "image")
 
 
 def run_images(
