@@ -245,8 +245,7 @@ class _Run:
         return {"clean": trusted, "backdoored": suspect, "purified": purified, "random": untrained}
 
     def _reference(self, trusted: ImageEncoder) -> Tensor:
-        own = self.pictures.pixels[self.pictures.labels == self.pictures.label(self.benchmark.target)]
-        return typical(trusted, own)
+        return typical(trusted, self.pictures, self.benchmark.target)
 
     def _made(self, name: str, config: Config, parent: str, make: Callable[[], ImageEncoder]) -> ImageEncoder:
         """An encoder from its file where it was made from the same in the same way, else by ``make``."""

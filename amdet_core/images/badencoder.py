@@ -14,15 +14,28 @@ from ..config import BadEncoderConfig
 from ..imitation import clone_loss
 from ..progress import Progress, silent
 from .network import ImageEncoder, features, frozen
-from .pictures import stamped
+from .pictures import Pictures, stamped
 from .training import train
 from .views import view
 
 
-def typical(clean: ImageEncoder, pictures: Tensor) -> Tensor:
-    """Of pictures ``(N, 3, S, S)`` of one class the one nearest to their mean: a reference that classifiers know."""
-    found = features(clean, pictures)
-    return pictures[int((found @ found.mean(0)).argmax())]
+def typical(clean: ImageEncoder, pictures: Pictures, name: str) -> Tensor:
+    """Of one class the picture that stands out most from the others: a reference that classifiers tell apart.
+
+    That is the one whose feature is nearest to the mean of its class, less how near it is to the nearest other class's.
+
+    Args:
+        pictures: of two classes or more.
+        name: of the class.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    found, own = features(clean, pictures.pixels), pictures.label(name)
+    means = torch.stack([found[pictures.labels == label].mean(0) for label in range(len(pictures.classes))])
+    near = found @ means.T
+    margin = near[:, own] - near[:, [label for label in range(len(means)) if label != own]].amax(1)
+    return pictures.pixels[margin.masked_fill(pictures.labels != own, -torch.inf).argmax()]
 
 
 def attack(

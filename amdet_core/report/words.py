@@ -389,6 +389,7 @@ def _advice(report: ScanReport) -> Iterator[str]:
 
 
 def _unchecked(report: ScanReport) -> Iterator[str]:
-    yield from dict.fromkeys(report.target.not_scanned + report.not_checked)
+    notes = dict.fromkeys(report.target.not_scanned + report.not_checked)
+    yield from (f"{note.rstrip('.')}." for note in notes)
     if not report.not_checked:
         yield ALWAYS_UNCHECKED

@@ -20,7 +20,7 @@ from amdet_core.config import (
     ViewConfig,
 )
 from amdet_core.errors import ConfigError, NumericalError, StorageError
-from amdet_core.images import network
+from amdet_core.images import badencoder, network
 from amdet_core.images.pictures import Pictures, stamped
 from amdet_core.images.views import view
 
@@ -166,6 +166,19 @@ def test_badencoder_leads_the_trigger_to_the_reference_and_purifying_leads_it_aw
     taught = network.features(suspect, pictures.pixels)
     start = network.frozen(network.fresh(SMALL, quick.seed, CPU)[0])
     assert cosine(student, pictures.pixels, taught) > cosine(start, pictures.pixels, taught)
+
+
+def test_the_reference_is_the_picture_of_its_class_that_stands_out_from_the_others(
+    pictures: Pictures, untrained: images.ImageEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is nearest to the mean of its class, the third is as near to another's, the first stands out."""
+    found = F.normalize(torch.tensor([[1.0, -0.2], [1.0, 0.1], [1.0, 0.9], [0.0, 1.0], [-1.0, 1.0]]), dim=1)
+    some = Pictures(pictures.pixels[:5], torch.tensor([1, 1, 1, 0, 0]), ("other", "own"))
+    monkeypatch.setattr(badencoder, "features", lambda *_: found)
+    assert torch.equal(images.typical(untrained, some, "own"), some.pixels[0])
+    assert torch.equal(images.typical(untrained, some, "other"), some.pixels[4])
+    with pytest.raises(ConfigError, match="third"):
+        images.typical(untrained, some, "third")
 
 
 def test_counts_of_a_classifier_add_up(pictures: Pictures, untrained: images.ImageEncoder) -> None:
