@@ -343,5 +343,5 @@ class ScanReport(Record):
 
     @property
     def trigger(self) -> Trigger | None:
-        """The strongest literal trigger."""
-        return self.triggers[0] if self.triggers else None
+        """The strongest literal trigger; none where nothing was found: honest encoders have texts that do a little."""
+        return self.triggers[0] if self.triggers and self.verdict.level > Level.CLEAN else None

@@ -274,8 +274,8 @@ def _compared(report: ScanReport) -> Iterator[str]:
 
 
 def _trigger(report: ScanReport) -> Iterator[str]:
-    if report.triggers:
-        yield from _literal(report.triggers[0])
+    if report.trigger is not None:
+        yield from _literal(report.trigger)
         for other in report.triggers[1:]:
             yield "Another one leads to another output."
             yield from _literal(other)
@@ -285,6 +285,9 @@ def _trigger(report: ScanReport) -> Iterator[str]:
         yield "Not known; none was found so far."
     else:
         yield "None was found."
+        if report.triggers:
+            yield "The text that comes nearest to one:"
+            yield from _literal(report.triggers[0])
     yield from map(_swept, report.sweeps)
     yield from map(_patterned, report.patterns)
 

@@ -352,6 +352,16 @@ def test_error_rate_is_quoted_for_the_policy_that_decided_only() -> None:
     assert "not known yet" not in render_html(other).split("<details")[0]
 
 
+def test_a_text_that_does_a_little_is_no_trigger_where_nothing_was_found() -> None:
+    found = backdoored()
+    assert found.trigger == found.triggers[0]
+    made = clean().model_copy(update={"triggers": found.triggers})
+    assert made.trigger is None
+    (lines,) = [section.lines for section in sections(made) if section.key == "trigger"]
+    assert lines[:2] == ("None was found.", "The text that comes nearest to one:")
+    assert lines[2].startswith(f"“{found.triggers[0].text}”")
+
+
 def test_what_was_not_checked_is_never_empty_and_said_once() -> None:
     made = clean().model_copy(update={"not_checked": ()})
     assert "VAE" in sections(made)[-1].lines[0]
