@@ -26,9 +26,7 @@ from .report.words import glyphs, plain
 from .tails import CENTRE_PROMPTS, Side
 
 FENCE = 10
-"""Distances from the median to the third quartile beyond which a clean prompt is an outlier among its like."""
-
-
+"""Distances from the first quartile to the median beyond which a clean prompt is an outlier among its like."""
 UNRELATED = 1.0
 """Departure of a prompt that two encoders read in unrelated ways; a bound there would flag nothing."""
 
@@ -113,10 +111,11 @@ class Guard:
         """The departure beyond which a prompt is flagged: a quantile of the clean ones, with a margin.
 
         Where a few of these depart as far as no fine-tune was seen to make them, and by far more than the others,
-        they hold the trigger themselves: a trigger of common words. They can't raise the bound.
+        they hold the trigger themselves: a trigger of common words. They can't raise the bound. How far prompts vary
+        is told from those that depart least: a backdoor that leaks into clean prompts widens the upper half.
         """
-        middle, upper = (float(self.clean.quantile(share)) for share in (0.5, 0.75))
-        most = max(self.config.most, middle + FENCE * (upper - middle))
+        lower, middle = (float(self.clean.quantile(share)) for share in (0.25, 0.5))
+        most = max(self.config.most, middle + FENCE * (middle - lower))
         return max(min(self.config.margin * float(self.clean[-self._allowed]), most), self.config.least)
 
     @property

@@ -13,7 +13,6 @@ from typing import Any
 from amdet_core import config
 from amdet_core.bench import (
     Detection,
-    GuardResult,
     ImageResult,
     Painting,
     PictureResult,
@@ -267,13 +266,14 @@ def encoders(result: ImageResult) -> str:
 def benchmark() -> str:
     """docs/benchmark.md with the recorded costs of a scan, and what the guard's benchmark says."""
     page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
-    recorded, guarded = RESULTS / "cost.json", RESULTS / "guard-standard.json"
+    recorded, guarded = RESULTS / "cost.json", sorted(RESULTS.glob("guard-*.json"), reverse=True)
     page = _between(page, COST_MARKS, costs(json.loads(recorded.read_bytes())) if recorded.exists() else NOTHING)
-    return _between(page, GUARD_MARKS, guard(read_guarding(guarded)) if guarded.exists() else NOTHING)
+    return _between(page, GUARD_MARKS, "\n".join(map(guard, guarded)) or NOTHING)
 
 
-def guard(result: GuardResult) -> str:
-    """What the guard's benchmark says, as a table."""
+def guard(path: Path) -> str:
+    """What a result of the guard's benchmark says, as a table."""
+    result = read_guarding(path)
     m = result.metrics
     rows = {
         "triggered prompts flagged (recall)": m.recall,
@@ -291,7 +291,7 @@ def guard(result: GuardResult) -> str:
     return _shares(rows) + (
         f"\n{len(result.models)} models of `{result.zoo.name}`, {m.failed} of them failed. A prompt takes "
         f"{m.milliseconds:.0f} ms, setting the bound {m.calibration_seconds:.0f} s (medians, "
-        f"{result.machine.threads} thread). [Result](../benchmarks/results/guard-standard.json).\n"
+        f"{result.machine.threads} thread). [Result](../{_path(path)}).\n"
     )
 
 

@@ -115,6 +115,8 @@ def test_a_trigger_of_common_words_can_not_raise_the_bound(guard: Guard) -> None
     common = replace(guard, config=GuardConfig(), clean=torch.cat((ordinary, triggered)))
     assert common.bound == common.config.most
     assert common.rate == 51 / 1001
+    leaking = torch.cat((torch.linspace(0.01, 0.05, 600), torch.linspace(0.1, 0.8, 400)))
+    assert replace(guard, config=GuardConfig(), clean=leaking).bound == common.config.most
     apart = replace(guard, config=GuardConfig(), clean=torch.linspace(0.2, 1, 1000))
     assert apart.bound == pytest.approx(1.5 * float(apart.clean[-2]))
 
