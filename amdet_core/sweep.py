@@ -66,6 +66,11 @@ class Scores:
     def __getitem__(self, chosen: Tensor) -> Scores:
         return Scores(self.gap[chosen], self.departure[chosen])
 
+    @property
+    def does(self) -> Tensor:
+        """Gap and departure together ``(N,)``; the departure alone for one prompt."""
+        return self.gap.nan_to_num(0) + self.departure
+
     def most(self) -> Scores:
         """The largest ``(N,)`` of scores ``(C, N)`` of several lengths and places."""
         return Scores(reduce(torch.fmax, self.gap), self.departure.amax(0))
@@ -177,20 +182,20 @@ def shortened(
     Returns:
         That one text, and what it does on the prompts of the last look.
     """
-    best = int((swept.scores.gap + swept.scores.departure).argmax())
+    best = int(swept.scores.does.argmax())
     ids, writable = swept.leads[best], suspect.encoder.tokenizer.writable
     place = swept.places[best]
     every = _cut(suspect, anchor, prompts, config, seed)
     tails = [tail for tail in every if tail.place == place] or every
     scores = _score(tails, [ids], "shorten", silent).most()
-    least = NEARLY * float(scores.gap + scores.departure)
+    least = NEARLY * float(scores.does)
     while len(ids) > 1:
         rest = list(dict.fromkeys(ids[:i] + ids[i + 1 :] for i in range(len(ids))))
         rest = list(filter(writable, rest)) or ([] if writable(ids) else rest)
         found = _score(tails, rest, "shorten", silent).most() if rest else None
-        if found is None or float((does := found.gap + found.departure).max()) < least:
+        if found is None or float(found.does.max()) < least:
             break
-        chosen = does.argmax()[None]
+        chosen = found.does.argmax()[None]
         ids, scores = rest[int(chosen)], found[chosen]
     return replace(swept, leads=(ids,), scores=scores, places=(place,), sigmas=swept.sigmas[best : best + 1])
 

@@ -64,6 +64,9 @@ def test_a_text_of_moved_tokens_is_cut_down_to_what_it_needs() -> None:
     assert short.places == (found.places[best],)
     assert short.sigmas.tolist() == [found.sigmas[best]]
     assert short.scores.gap[0] > 0.9 * found.scores.gap[best]
+    one = SweepConfig(prompts=(1, 1), kept=(8,))  # of each length, among which nothing can agree
+    found = sweep.sweep(*sides, PROMPTS, [whole, other], one, seed=0)
+    assert sweep.shortened(*sides, PROMPTS, found, one, seed=0).leads == (true,)
 
 
 def test_a_text_that_needs_all_its_tokens_keeps_them_and_is_not_broken(toy: TextEncoder) -> None:
