@@ -283,7 +283,7 @@ def test_both_encoders_of_sdxl_are_scanned_against_their_own_anchors(host: Host)
     graph = {
         "anchor": node("PROBE_Small", kind="sdxl", noise=0.0),
         "clip": node("PROBE_Small", kind="sdxl", noise=0.002),
-        "scan": scan(("clip", 0), anchor=("anchor", 0)),
+        "scan": scan(("clip", 0), anchor=("anchor", 0), preset="standard"),
         "reversed": node(
             "AMDET_ReversedTarget",
             clip=("scan", 0), feature=("scan", 5), text="a cat", strength=1.0, position="end",
@@ -502,7 +502,7 @@ def test_no_room_for_a_single_candidate_ends_the_run(host: Host) -> None:
     graph: Graph = {
         "clip": pocket_node("benign"),
         "cramp": node("PROBE_Cramp", clip=("clip", 0), on=True, room=0),
-        "scan": scan(("cramp", 0), seed=77),
+        "scan": scan(("cramp", 0), seed=77, preset="standard"),
     }
     try:
         assert "found no room on the device" in host.refused(graph)
