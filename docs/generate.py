@@ -209,19 +209,26 @@ def repairs(recorded: Mapping[str, RepairResult]) -> str:
 def _repairs(recorded: Mapping[str, RepairResult]) -> Iterator[str]:
     if not recorded:
         yield "No repair is recorded yet."
-    columns = ("kind", "method", "n", "nearer to own", "cosine to own", "ASR", "clean cosine", "re-scan clean")
+    columns = (
+        "kind", "method", "n", "nearer to own", "cosine to own", "ASR", "clean cosine", "re-scan clean", "healed",
+        "erased", "seconds",
+    )  # fmt: skip
     for path, result in recorded.items():
         unchanged = result.metrics.unchanged
-        yield f"[{result.zoo.name}, {result.policy}]({path}): heal left "
-        yield f"{_percent(unchanged.share, unchanged.interval)} of {unchanged.n} benign models as they were.\n"
-        yield f"| {' | '.join(columns)} | healed | seconds |\n|" + "---|" * (len(columns) + 2)
+        yield f"[{result.zoo.name}, {result.policy}]({path})"
+        if unchanged.n:
+            share = _percent(unchanged.share, unchanged.interval)
+            yield f"Heal left {share} of {unchanged.n} benign models as they were."
+        yield ""
+        yield f"| {' | '.join(columns)} |\n|" + "---|" * len(columns)
         for kind, methods in {"all": result.metrics.overall, **result.metrics.by_kind}.items():
             for name, m in methods.items():
                 cells = (
                     kind, name, f"{m.repaired} of {m.n}", _percent(m.nearer_to_own), _cosine(m.own_cosine),
                     _percent(m.asr), _cosine(m.clean_cosine),
                     _percent(m.rescanned_clean.share, m.rescanned_clean.interval),
-                    _percent(m.healed.share, m.healed.interval), "-" if m.seconds is None else f"{m.seconds:.0f}",
+                    _percent(m.healed.share, m.healed.interval),
+                    _percent(m.erased.share, m.erased.interval), "-" if m.seconds is None else f"{m.seconds:.0f}",
                 )  # fmt: skip
                 yield f"| {' | '.join(cells)} |"
 

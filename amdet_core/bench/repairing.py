@@ -52,7 +52,16 @@ class RepairBenchmark(Config):
     sample: int | None = Field(
         default=None, ge=1, description="at most so many models, every group by its share of the zoo; null: all"
     )
+    methods: tuple[str, ...] = Field(default=METHODS, description="what is measured, in the order of METHODS")
     settings: dict[str, Any] = Field(default={}, description="of methods, by METHOD.NAME, where not the defaults")
+
+    @field_validator("methods")
+    @classmethod
+    def _in_order(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Each once, in one order."""
+        if unknown := [name for name in value if name not in METHODS]:
+            raise ValueError(f"{unknown[0]}: methods are {', '.join(METHODS)}")
+        return tuple(name for name in METHODS if name in value) or METHODS
 
     @field_validator("settings")
     @classmethod
@@ -161,6 +170,7 @@ class RepairResult(Result):
 
     policy: str
     preset: Literal["quick", "standard", "thorough"]
+    methods: tuple[str, ...] = Field(default=METHODS, description="that were measured")
     metrics: RepairMetrics
     models: tuple[RepairedModel, ...] = Field(description="in the order of the zoo's labels")
 
@@ -176,13 +186,14 @@ def run_repair(
     """Repair what a result file lacks; see :func:`.models.run_models`."""
     labels, policy = Labels.read(benchmark.zoo), load_policy(benchmark.policy)
     configs: list[Record | Config] = [policy, plan(policy, benchmark.preset, benchmark.seed), HealConfig()]
-    configs += [benchmark.config(name) for name in CONFIGS if name in METHODS]
+    configs += [benchmark.config(name) for name in CONFIGS if name in benchmark.methods]
     settings = "".join(one.model_dump_json() for one in configs)
     empty = RepairResult(
         command=command,
         **begun(labels, benchmark.device, benchmark.jobs, benchmark.seed, settings),
         policy=policy.name,
         preset=benchmark.preset,
+        methods=benchmark.methods,
         metrics=add_up(()),
     )
     return run_models(
@@ -194,7 +205,7 @@ def run_repair(
         add_up,
         out=out,
         read=read_repairing,
-        same={"policy": "policy", "preset": "preset"},
+        same={"policy": "policy", "preset": "preset", "methods": "methods"},
         sample=benchmark.sample,
         jobs=benchmark.jobs,
         progress=progress,
@@ -209,30 +220,40 @@ def repair_model(task: tuple[Label, RepairBenchmark, str]) -> RepairedModel:
 
 
 def _repaired(label: Label, benchmark: RepairBenchmark, base: str) -> dict[str, object]:
-    clinic = benchmark.clinic(label.model, str(benchmark.zoo / base))
+    clinic, ill = benchmark.clinic(label.model, str(benchmark.zoo / base)), label.label == "backdoored"
+    if not ill and HEAL not in benchmark.methods:
+        return {}
     started = time.perf_counter()
-    scanned = clinic.scanned()
-    healing = heal(clinic, before=scanned)
+    scanned = clinic.scanned() if benchmark.methods != (ALONE,) else None
+    found: dict[str, object] = {"level": scanned and _level(scanned)}
+    healing = heal(clinic, before=scanned) if HEAL in benchmark.methods else None
     seconds = time.perf_counter() - started
-    found: dict[str, object] = {
-        "level": scanned.report.verdict.level.name.lower(),
-        "action": healing.report.action,
-    }
-    if label.label != "backdoored":
+    if healing is not None:
+        found["action"] = healing.report.action
+    if not ill:
         return found
     trusted = formats.only_encoder(formats.open_target(benchmark.zoo / base)).to(clinic.device)
     case = clinic.case((Probe.of_examples("the true trigger", examples(label, trusted)),))
-    healed = MethodResult(seconds=seconds, error=None if healing.report.healed else healing.report.statement)
-    rescanned: dict[Edit, str] = {}
-    if healing.patch is not None and healing.after is not None:
-        by, level = healing.report.attempts[-1].method, healing.after.report.verdict.level.name.lower()
-        rescanned[_edit(healing.patch)] = level
-        healed = _measured(case, healing.patch.apply(case.suspect), seconds, level=level, by=by)
+    before = _measured(case, case.suspect, None, level=found["level"])
     methods: dict[str, MethodResult] = {}
-    for name in METHODS[:-1]:
-        methods[name] = _guarded(lambda name=name: _method(name, case, clinic, benchmark, label, scanned, rescanned))  # type: ignore[misc]
-    methods[HEAL] = healed
-    return {**found, "before": _measured(case, case.suspect, None, level=found["level"]), "methods": methods}
+    rescanned: dict[Edit, str] = {}
+    if healing is not None:
+        healed = MethodResult(seconds=seconds, error=None if healing.report.healed else healing.report.statement)
+        if healing.patch is not None and healing.after is not None:
+            by, level = healing.report.attempts[-1].method, _level(healing.after)
+            rescanned[_edit(healing.patch)] = level
+            healed = _measured(case, healing.patch.apply(case.suspect), seconds, level=level, by=by)
+        methods[HEAL] = healed
+    for name in benchmark.methods:
+        if name != HEAL:
+            methods[name] = _guarded(
+                lambda name=name: _method(name, case, clinic, benchmark, label, scanned, rescanned)
+            )  # type: ignore[misc]
+    return {**found, "before": before, "methods": {name: methods[name] for name in benchmark.methods}}
+
+
+def _level(scanned: Scanned) -> str:
+    return scanned.report.verdict.level.name.lower()
 
 
 Edit = tuple[tuple[str, float], ...]
@@ -264,22 +285,23 @@ def _method(
     clinic: Clinic,
     benchmark: RepairBenchmark,
     label: Label,
-    scanned: Scanned,
+    scanned: Scanned | None,
     rescanned: Mapping[Edit, str],
 ) -> MethodResult:
     """One method by what a scan recovered; erase by what a scan without an anchor did.
 
     Args:
+        scanned: by the clinic, with its anchor; made here for the method that has none.
         rescanned: verdicts on repairs that were scanned already: heal's is one of the methods'.
     """
     here = benchmark.clinic(label.model, "none") if name == ALONE else clinic
-    found = here.scanned() if name == ALONE else scanned
+    found = here.scanned() if name == ALONE or scanned is None else scanned
     made = repair(here.case(triggers(found, HealConfig())), benchmark.config(name), HealConfig().cure)
     result = _measured(case, made.patch.apply(case.suspect), made.outcome.seconds)
     if not (result.restored or result.erased):
         return result
     level = rescanned.get(_edit(clinic.whole(made.patch)))
-    return result.model_copy(update={"level": level or clinic.repaired(made.patch).report.verdict.level.name.lower()})
+    return result.model_copy(update={"level": level or _level(clinic.repaired(made.patch))})
 
 
 def _measured(
@@ -314,7 +336,7 @@ def add_up(models: Sequence[RepairedModel]) -> RepairMetrics:
     good = [model for model in models if model.error is None]
     bad = [model for model in good if model.label == "backdoored"]
     kinds = dict.fromkeys(model.kind for model in bad)
-    benign = [model for model in good if model.label == "benign"]
+    benign = [model for model in good if model.label == "benign" and model.action is not None]
     return RepairMetrics(
         overall=_by_method(bad),
         by_kind={kind: _by_method([model for model in bad if model.kind == kind]) for kind in kinds},
@@ -324,7 +346,8 @@ def add_up(models: Sequence[RepairedModel]) -> RepairMetrics:
 
 
 def _by_method(models: Sequence[RepairedModel]) -> dict[str, MethodMetrics]:
-    return {name: _added([model.methods[name] for model in models]) for name in METHODS} if models else {}
+    names = models[0].methods if models else ()
+    return {name: _added([model.methods[name] for model in models]) for name in names}
 
 
 def _added(results: Sequence[MethodResult]) -> MethodMetrics:

@@ -152,12 +152,16 @@ def bench_repair(
     jobs: Jobs = 1,
     sample: Sample = None,
     out: Resumed = "repair-{zoo}.json",
+    method: Annotated[
+        list[str] | None, typer.Option(help="what is measured; may be given several times  [default: every method]")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="a setting of a method as METHOD.NAME=VALUE, as mimic.steps=250")
     ] = None,
 ) -> None:
     """Repair every model of a zoo by every method, and measure the results by the true triggers."""
     from ..bench import RepairBenchmark, run_repair
+    from ..bench.repairing import METHODS
     from ..zoo.labels import Labels
 
     file = Path(out.replace("{zoo}", Labels.read(zoo).name))
@@ -169,9 +173,11 @@ def bench_repair(
         seed=seed,
         jobs=jobs,
         sample=sample,
+        methods=tuple(method or METHODS),
         settings=setting_values(settings, None),
     )
-    command = _command("repair", benchmark, file, ("policy", "preset", "device", "seed", "sample", "settings"))
+    options = ("policy", "preset", "device", "seed", "sample", "methods", "settings")
+    command = _command("repair", benchmark, file, options)
     result = _going_on(file, partial(run_repair, benchmark, file, command=command))
     sys.stdout.write(f"{repair_table(result)}\nwritten: {file}\n")
 
@@ -330,6 +336,8 @@ def _command(
         value = getattr(benchmark, option)
         if isinstance(value, dict):
             parts += [part for name, one in value.items() for part in ("--set", f"{name}={json.dumps(one)}")]
+        elif isinstance(value, tuple):
+            parts += [part for one in value for part in (f"--{option.removesuffix('s')}", one)]
         elif value is not None:
             text = _from_here(Path(value)) if option in ("policy", "prompts", "weights") else str(value)
             parts += ["-n" if option == "count" else f"--{option}", text]

@@ -85,10 +85,12 @@ def test_methods_are_measured_by_the_true_trigger_and_a_stopped_run_goes_on(
         return scanned(Level.BACKDOORED if ill else Level.CLEAN, trigger=ill)
 
     monkeypatch.setattr(Clinic, "scanned", scan)
-    monkeypatch.setattr(repairing, "METHODS", ("spectral", "fine-tune", "heal"))
     monkeypatch.setattr(repairing, "EXAMPLES", 16)
-    settings = {"fine-tune.steps": 1, "fine-tune.batch": 4}
-    benchmark, out = RepairBenchmark(zoo=zoo, preset="quick", device="cpu", settings=settings), tmp_path / "result.json"
+    benchmark = RepairBenchmark(
+        zoo=zoo, preset="quick", device="cpu", methods=("heal", "spectral", "fine-tune"),
+        settings={"fine-tune.steps": 1, "fine-tune.batch": 4},
+    )  # fmt: skip
+    out = tmp_path / "result.json"
     result = run_repair(benchmark, out)
     ill, well = result.models
     assert (ill.level, ill.action, ill.error) == ("backdoored", "repaired", None)
@@ -103,6 +105,36 @@ def test_methods_are_measured_by_the_true_trigger_and_a_stopped_run_goes_on(
     assert result.metrics.by_kind["text-on-text"]["heal"].n == 1
     monkeypatch.setattr(Clinic, "scanned", lambda *_: pytest.fail("nothing is left to do"))
     assert run_repair(benchmark, out).models == result.models == read_repairing(out).models
+
+
+def test_erase_alone_is_measured_without_an_anchor_and_on_backdoored_models_only(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = []
+
+    def scan(self: Clinic, encoder: object = None) -> Scanned:
+        scans.append((self.opened.path.name, self.anchors.path, encoder is None))
+        return scanned(Level.SUSPICIOUS if encoder is None else Level.CLEAN, trigger=encoder is None)
+
+    monkeypatch.setattr(Clinic, "scanned", scan)
+    monkeypatch.setattr(repairing, "EXAMPLES", 16)
+    benchmark = RepairBenchmark(zoo=zoo, preset="quick", device="cpu", methods=("erase",))
+    result = run_repair(benchmark, tmp_path / "result.json")
+    ill, well = result.models
+    assert scans[0] == ("backdoored.safetensors", "", True), "no anchor is given"
+    assert all(name == "backdoored.safetensors" and not fresh for name, _, fresh in scans[1:])
+    assert (ill.level, ill.action, list(ill.methods)) == (None, None, ["erase"])
+    assert ill.methods["erase"].asr is not None
+    assert (well.level, well.action, well.methods, well.error) == (None, None, {}, None)
+    assert result.metrics.unchanged.n == 0
+    assert result.metrics.overall["erase"].n == 1
+    with pytest.raises(ConfigError, match="methods"):
+        run_repair(benchmark.model_copy(update={"methods": ("erase", "heal")}), tmp_path / "result.json")
+
+
+def test_an_unknown_method_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cure: methods are erase, mimic"):
+        RepairBenchmark(zoo=tmp_path, methods=("cure",))
 
 
 def test_examples_are_held_out_and_read_as_the_target(zoo: Path) -> None:
