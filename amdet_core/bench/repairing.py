@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -246,9 +247,7 @@ def _repaired(label: Label, benchmark: RepairBenchmark, base: str) -> dict[str, 
         methods[HEAL] = healed
     for name in benchmark.methods:
         if name != HEAL:
-            methods[name] = _guarded(
-                lambda name=name: _method(name, case, clinic, benchmark, label, scanned, rescanned)
-            )  # type: ignore[misc]
+            methods[name] = _guarded(partial(_method, name, case, clinic, benchmark, label, scanned, rescanned))
     return {**found, "before": before, "methods": {name: methods[name] for name in benchmark.methods}}
 
 
