@@ -143,6 +143,12 @@ class TextEncoder(Layers):
         weights = {name: self.weights[name][: shape[0]] for name, shape in shapes.items() if name in self.weights}
         return replace(self, spec=spec, weights=weights)
 
+    def without_mlp(self, layer: int) -> TextEncoder:
+        """The encoder without what the MLP of one layer adds."""
+        last = f"encoder.layers.{layer}.mlp.fc2"
+        weights = {name: torch.zeros_like(w) for name, w in self.weights.items() if name.startswith(f"{last}.")}
+        return replace(self, weights={**self.weights, **weights})
+
     def check_finite(self) -> None:
         """Raise NumericalError when any weight is NaN or infinite."""
         bad = [name for name, w in self.weights.items() if not bool(torch.isfinite(w.to(torch.float32)).all())]

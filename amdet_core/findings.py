@@ -48,14 +48,15 @@ class Findings:
     Attributes:
         features: recovered features in the order in which they were found.
         swept: tokens and characters that stood out when all were tried, measured on held-out prompts.
-        moved: texts of tokens whose rows moved, and what is left of the best without the tokens that it does not need.
+        texts: of tokens whose rows moved, and what is left of the best without the tokens that it does not need; or
+            of a scan of the encoder without a part, where there is no anchor.
         goals: what the features do to held-out prompts.
     """
 
     evidence: list[Evidence] = field(default_factory=list)
     features: list[Feature] = field(default_factory=list)
     swept: list[Tried] = field(default_factory=list)
-    moved: list[Tried] = field(default_factory=list)
+    texts: list[Tried] = field(default_factory=list)
     goals: list[Collapse] = field(default_factory=list)
     sweep: Sweep | None = None
     patterns: Patterns | None = None
@@ -68,7 +69,7 @@ class Findings:
     @property
     def tried(self) -> list[Tried]:
         """All that was tried as it is and measured on held-out prompts."""
-        return [*self.swept, *self.moved]
+        return [*self.swept, *self.texts]
 
     @property
     def candidates(self) -> list[Candidate]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -44,8 +43,8 @@ from .verdict import PUBLISHED, Policy
 
 CONTRAST_PROMPTS = 64
 """Held-out prompts for what is measured of a published feature beside the published indicators."""
-LANDSCAPE_SEED, TAILS_SEED, SWEEP_SEED, SEARCH_SEED, PATTERNS_SEED, MOVED_SEED = (
-    1_000_003, 2_000_003, 3_000_017, 4_000_037, 5_000_011, 6_000_011,
+LANDSCAPE_SEED, TAILS_SEED, SWEEP_SEED, SEARCH_SEED, PATTERNS_SEED, MOVED_SEED, RESET_SEED = (
+    1_000_003, 2_000_003, 3_000_017, 4_000_037, 5_000_011, 6_000_011, 7_000_003,
 )  # fmt: skip
 """Added to the seed of a scan, so that no two stages share random numbers."""
 SAME = 0.05
@@ -56,8 +55,8 @@ MOVED_LEADS = 32
 """Tokens whose rows moved most from which a search for a text begins."""
 READ_OTHERWISE = "the token or character that leads this encoder farthest from its anchor"
 """How a trigger was found that does not make outputs alike, in words."""
-FURTHER = "further targets"
-"""What progress is told while a search goes on away from what it found."""
+FURTHER, RESET = "further targets", "without the first MLP"
+"""What progress is told while a search goes on away from what it found, and of a suspect that lacks a part."""
 Run = tuple[Collapse, Found, int]
 """What vectors do to held-out prompts, the vectors, and the seed of the run that found them."""
 SEEDS_PER_SCAN, SEEDS_PER_LENGTH = 1000, 50
@@ -128,8 +127,23 @@ class Stages:
         swept = self._swept(token_sweep.texts(tokens, settings, seed), looks, seed)
         leads = self._measured_leads(swept, looks)
         needed = token_sweep.shortened(*self.sides, self.fit, swept, looks, seed=seed)
-        self.found.moved += [*leads, *self._measured_leads(needed, looks)]
+        self.found.texts += [*leads, *self._measured_leads(needed, looks)]
         self.found.evidence += evidence.of_leads("moved", leads, self.subject.name)
+
+    def reset(self, sweep: SweepConfig, contrast: ContrastConfig, search: SearchConfig) -> None:
+        """Texts that take prompts over in the suspect without its first MLP, tried on the suspect as it is.
+
+        Most outputs to which an honest encoder can be led need that MLP, and stand before a planted one where there is
+        no anchor that shares them; what was planted by training stands without it.
+        """
+        rest = replace(self.subject, suspect=self.suspect.without_mlp(0))
+        other = replace(self, subject=rest, progress=self._telling(RESET), found=Findings())
+        other.sweep(sweep)
+        other.contrast(contrast)
+        other.search(search)
+        looks, texts = MovedConfig().looks, tuple(trigger.token_ids for trigger in other.found.triggers)
+        if texts:
+            self.found.texts += self._measured_leads(self._swept(texts, looks, self.config.seed + RESET_SEED), looks)
 
     def _swept(self, candidates: Sequence[tuple[int, ...]], settings: SweepConfig, seed: int) -> Swept:
         """Candidates in looks at fewer and fewer of them."""
@@ -222,10 +236,7 @@ class Stages:
 
     def _further(self, settings: ContrastConfig, count: int, search: SearchConfig) -> None:
         """Other outputs to which as many vectors lead, until there is none."""
-
-        def progress(_: str, done: int, total: int, metrics: Mapping[str, float] = MappingProxyType({}), /) -> None:
-            self.progress(FURTHER, done, total, metrics)
-
+        progress = self._telling(FURTHER)
         seed = self._first_seed(count) + settings.seeds
         while 0 < len(known := self.found.targets(search)) < settings.targets:
             away = [goal.target for goal in known]
@@ -235,6 +246,10 @@ class Stages:
                 break
             self._keep_best(settings, [(collapse, run, seed)])
             seed += 1
+
+    def _telling(self, stage: str) -> Progress:
+        """Progress that is told of one stage, whatever others its work consists of."""
+        return lambda _, *done: self.progress(stage, *done)
 
     def _first_seed(self, count: int) -> int:
         return SEEDS_PER_SCAN * self.config.seed + SEEDS_PER_LENGTH * count

@@ -151,6 +151,8 @@ def scan(
         plan.append(("patterns", partial(stages.patterns, config.patterns)))
     if config.contrast is not None:
         plan.append(("contrast", partial(stages.contrast, config.contrast)))
+    if config.sweep and config.contrast and config.contrast.always and config.search and anchor is None:
+        plan.append(("reset", partial(stages.reset, config.sweep, config.contrast, config.search)))
     if config.search is not None:
         plan.append(("search", partial(stages.search, config.search)))
     if config.amdet is not None and anchor is not None:

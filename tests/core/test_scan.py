@@ -20,11 +20,12 @@ from amdet_core.config import (
     SweepConfig,
     TextOnTextConfig,
 )
-from amdet_core.contrast import Collapse, invert, measure
+from amdet_core.contrast import Collapse, invert, measure, measure_tokens
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, NumericalError
 from amdet_core.evidence import Tried
 from amdet_core.findings import SAME_TARGET, Findings, Subject
+from amdet_core.literal import Text, Texts
 from amdet_core.prompts import PromptSet, builtin_prompts
 from amdet_core.records import Level, Trigger
 from amdet_core.scan import plan, scan, surround
@@ -306,6 +307,31 @@ def test_without_an_anchor_a_takeover_is_still_seen_and_nothing_is_called_clean(
         gaps[name] = values["alone_sweep_gap"] or 0
     assert levels == {"clean": Level.INCONCLUSIVE, "backdoored": Level.SUSPICIOUS}
     assert gaps["backdoored"] > 0.5 > 2 * gaps["clean"]
+
+
+def test_without_an_anchor_texts_of_the_encoder_without_its_first_mlp_are_tried_on_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    suspect = pocket.load("backdoored")
+    trigger = tuple(suspect.tokenizer.encode(pocket.TRIGGER))
+    few_candidates(monkeypatch)
+    searched: list[float] = []
+
+    def towards(texts: Texts, goal: Collapse) -> Text:
+        """The trigger is found in the encoder that lacks something, and nowhere else."""
+        reads = texts.sides[0].encoder.weights["encoder.layers.0.mlp.fc2.weight"]
+        searched.append(float(reads.abs().sum()))
+        ids = trigger if not searched[-1] else max(texts.tried, key=lambda one: one.collapse.gap).ids
+        return Text(ids, measure_tokens(*texts.sides, PROMPTS.prompts[:20], ids), (1.0, (0.8, 1.0)), "")
+
+    monkeypatch.setattr(Texts, "towards", towards)
+    any_goal = CASCADE.model_copy(update={"search": CASCADE.search.model_copy(update={"least_gap": -1.0})})
+    found = scan(Subject("clip_l", suspect, None), PROMPTS, any_goal, POLICY)
+    assert not found.faults
+    assert searched[0] == 0 < searched[-1]
+    assert found.triggers[0].token_ids == trigger
+    assert {item.name: item.value for item in found.evidence}["alone_literal_gap"] > 0.75
+    assert "reset" not in scan(Subject("clip_l", suspect, pocket.load("clean")), PROMPTS, CASCADE, POLICY).timings
 
 
 def test_an_identical_encoder_is_answered_without_any_stage(toy: TextEncoder) -> None:
