@@ -61,9 +61,9 @@ class EraseConfig(Config):
     prompts: int = Field(default=48, ge=2, description="triggered prompts for each probe")
     clean_prompts: int = Field(default=256, ge=2, description="clean prompts whose keys are preserved")
     clean_weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(4.0, 32.0, 256.0),
+        default=(4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0),
         min_length=1,
-        description="factors of their second moment, MEMIT's lambda; the first that keeps clean answers is taken",
+        description="factors of their second moment, MEMIT's lambda; the smallest that keeps clean answers is taken",
     )
     ridge: float = Field(default=1e-4, gt=0, description="added to it, as a share of its mean diagonal")
     attention: bool = Field(default=True, description="whether the attention's output matrices are edited too")

@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,13 +44,16 @@ def repair(case: Case, config: EraseConfig, bounds: CureConfig, progress: Progre
         raise ConfigError(
             "a trigger to erase", "none that a scan recovered", "Scan more thoroughly, or name it: --known-trigger."
         )
-    edit = _Edit.of(case, config)
-    for done, weight in enumerate(config.clean_weights, start=1):
-        edited = edit.made(weight)
-        progress("erase", done, len(config.clean_weights))
-        if case.clean_cosine(edited) >= bounds.clean:
-            break
-    return edited
+    edit, made, weights = _Edit.of(case, config), dict[float, TextEncoder](), config.clean_weights
+
+    def keeps(weight: float) -> bool:
+        progress("erase", len(made), len(weights).bit_length())
+        made[weight] = edit.made(weight)
+        return case.clean_cosine(made[weight]) >= bounds.clean
+
+    # A heavier weight of the clean keys changes less: halving finds the lightest that keeps clean answers.
+    first = bisect_left(weights, True, key=keeps)
+    return made[weights[min(first, len(weights) - 1)]]
 
 
 Read = Callable[[TextEncoder, Tensor, int], Tensor]

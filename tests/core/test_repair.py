@@ -23,7 +23,7 @@ from amdet_core.config import (
 from amdet_core.encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError
 from amdet_core.prompts import builtin_prompts
-from amdet_core.repair import CONFIGS, Case, Probe, repair
+from amdet_core.repair import CONFIGS, Case, Probe, erase, repair
 from amdet_core.repair.condition import cured
 from amdet_core.repair.erase import _Edit
 
@@ -226,6 +226,26 @@ def test_erase_ends_the_shipped_backdoor_without_an_anchor(backdoored: TextEncod
         "self_attn.out_proj.weight",
         "mlp.fc2.weight",
     }
+
+
+@pytest.mark.parametrize(("border", "taken"), [(0.0, 4.0), (33.0, 48.0), (256.0, 256.0), (300.0, 256.0)])
+def test_erase_takes_the_strongest_edit_that_keeps_clean_answers(
+    toy: TextEncoder, monkeypatch: pytest.MonkeyPatch, border: float, taken: float
+) -> None:
+    made: list[float] = []
+
+    def weighed(_: _Edit, weight: float) -> TextEncoder:
+        made.append(weight)
+        return changed(toy, **{"final_layer_norm.bias": torch.full_like(toy.weights["final_layer_norm.bias"], weight)})
+
+    def factor(encoder: TextEncoder) -> float:
+        return float(encoder.weights["final_layer_norm.bias"][0])
+
+    monkeypatch.setattr(_Edit, "made", weighed)
+    monkeypatch.setattr(Case, "clean_cosine", lambda _, encoder: 0.99 if factor(encoder) >= border else 0.9)
+    case = Case.of(toy, None, (Probe.of_tokens("t", toy.tokenizer.encode("sahib"), "end"),), PROMPTS.first(60))
+    assert factor(erase.repair(case, EraseConfig(prompts=2, clean_prompts=4), CureConfig())) == taken
+    assert len(made) <= 4
 
 
 def test_an_erased_matrix_answers_triggered_inputs_as_ordinary_ones(toy: TextEncoder) -> None:
