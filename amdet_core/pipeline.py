@@ -29,24 +29,22 @@ from .config import (
     SweepConfig,
 )  # fmt: skip
 from .contrast import Collapse, Found
-from .encoder import POSITION_TABLE, TextEncoder
+from .encoder import TextEncoder
 from .evidence import Interval, Tried
 from .features import Feature
 from .findings import Findings, Subject, different
-from .landscape import landscape
 from .literal import MOST, Ids, Texts
 from .progress import Progress
 from .records import Candidate, Landscape, Place
+from .surface import cut_tails, position_rows, surface
 from .sweep import Swept
-from .tails import CENTRE_PROMPTS, Side, Tails
+from .tails import CENTRE_PROMPTS, Side
 from .verdict import PUBLISHED, Policy
 
 CONTRAST_PROMPTS = 64
 """Held-out prompts for what is measured of a published feature beside the published indicators."""
-LANDSCAPE_SEED, TAILS_SEED, SWEEP_SEED, SEARCH_SEED, PATTERNS_SEED, MOVED_SEED, RESET_SEED = (
-    1_000_003, 2_000_003, 3_000_017, 4_000_037, 5_000_011, 6_000_011, 7_000_003,
-)  # fmt: skip
-"""Added to the seed of a scan, so that no two stages share random numbers."""
+SWEEP_SEED, SEARCH_SEED, PATTERNS_SEED, MOVED_SEED, RESET_SEED = 3_000_017, 4_000_037, 5_000_011, 6_000_011, 7_000_003
+"""Added to the seed of a scan, so that no two stages share random numbers; see also :mod:`.surface`."""
 SAME = 0.05
 """Gaps at the end of long prompts and of any that differ by less are the same."""
 FEWEST_LONG = 8
@@ -369,31 +367,3 @@ class Stages:
         )
         target = carriers.outputs(self.suspect, held_out, vectors, at).mean(0)
         self.found.features.append(Feature(candidate, vectors, target))
-
-
-def generator(config: ScanConfig, offset: int) -> torch.Generator:
-    """Random numbers of one stage of a scan; ``offset`` tells the stages apart."""
-    return torch.Generator().manual_seed(config.seed + offset)
-
-
-def cut_tails(
-    sides: tuple[Side, Side],
-    prompts: Sequence[str],
-    settings: ContrastConfig,
-    config: ScanConfig,
-) -> list[Tails]:
-    """The few cut prompts on which landscapes are drawn."""
-    drawing = generator(config, TAILS_SEED)
-    return carriers.cut_prompts(*sides, prompts, settings.prompt_tokens, settings.landscape_prompts, drawing)
-
-
-def surface(tails: Sequence[Tails], vectors: Tensor, config: ScanConfig, progress: Progress) -> Landscape:
-    """The contrast around vectors ``(K, D)``."""
-    around = (config.landscape or LandscapeConfig()).model_copy(update={"prompts": sum(map(len, tails))})
-    drawing = generator(config, LANDSCAPE_SEED)
-    return landscape(lambda points: -contrast.gaps(tails, points), vectors, around, drawing, progress)
-
-
-def position_rows(encoder: TextEncoder, settings: AmdetConfig) -> Tensor:
-    """What placed vectors ``(K, D)`` are more than embeddings that work in any prompt."""
-    return encoder.weights[POSITION_TABLE][settings.insert_at : settings.insert_at + settings.vectors]

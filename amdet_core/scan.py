@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from . import evidence, inversion
+from . import evidence
 from .config import (
     AmdetConfig,
     ContrastConfig,
@@ -22,13 +22,11 @@ from .config import (
     SweepConfig,
 )
 from .errors import AmdetError, ConfigError
-from .features import Feature
 from .findings import Findings, Subject
-from .pipeline import FURTHER, LANDSCAPE_SEED, Stages, cut_tails, generator, position_rows, surface
+from .pipeline import FURTHER, Stages
 from .progress import Progress, silent
 from .prompts import PromptSet
-from .records import Fault, Landscape
-from .tails import Side
+from .records import Fault
 from .verdict import IDENTITY, PUBLISHED, Policy
 
 LOOKS = ("sweep", "sweep, look 2", "sweep, look 3")
@@ -164,37 +162,6 @@ def scan(
     if anchor is None:
         found.evidence = [one if one.name == IDENTITY else evidence.alone(one) for one in found.evidence]
     return found
-
-
-def surround(
-    subject: Subject, feature: Feature, prompts: PromptSet, config: ScanConfig, progress: Progress = silent
-) -> Landscape:
-    """The loss surface around a recovered feature, under the loss by which it was found.
-
-    Args:
-        subject: the encoders between which it was found; an anchor is needed.
-        config: of the scan that found it; its ``landscape`` says how finely to look.
-
-    Raises:
-        ConfigError: there is no anchor, or the feature is of another width.
-    """
-    width = subject.suspect.spec.width
-    if subject.anchor is None or feature.vectors.shape[-1] != width:
-        raise ConfigError(
-            f"an anchor, and a feature of {subject.name} with {width} dimensions",
-            "no anchor" if subject.anchor is None else f"a feature with {feature.vectors.shape[-1]}",
-            "Connect the encoders with which the feature was recovered.",
-        )
-    suspect, vectors = subject.suspect, feature.vectors.to(subject.suspect.device)
-    fit, held_out = (part.prompts for part in prompts.first(config.prompt_limit).split())
-    if feature.candidate.method == "contrast":
-        sides = Side.of(suspect, fit, progress), Side.of(subject.anchor, fit, progress)
-        return surface(cut_tails(sides, fit, config.contrast or ContrastConfig(), config), vectors, config, progress)
-    published = config.amdet or AmdetConfig(vectors=len(vectors))
-    pair = inversion.Pair(suspect, subject.anchor, published)
-    placed = vectors + position_rows(suspect, published)
-    around = config.landscape or LandscapeConfig()
-    return pair.landscape(placed, held_out, around, generator(config, LANDSCAPE_SEED), progress)
 
 
 @contextmanager

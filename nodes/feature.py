@@ -151,7 +151,7 @@ class AMDET_LandscapeVerdict(io.ComfyNode):
         from ..amdet_core.config import LandscapeConfig, ScanConfig
         from ..amdet_core.features import best
         from ..amdet_core.prompts import builtin_prompts
-        from ..amdet_core.scan import surround
+        from ..amdet_core.surface import surround
         from ..amdet_core.verdict import landscape_verdict
 
         one = best(feature.values())

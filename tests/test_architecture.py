@@ -31,9 +31,9 @@ DATA = {
 }
 MEASURES = {
     "formats", "trust", "published", "forensics", "forensics_words", "landscape", "tails", "contrast", "compare",
-    "guard", "inversion", "evidence", "features", "findings", "concepts", "sweep", "patterns", "search", "literal",
-    "calibration", "figures", "anatomy", "anatomy_figures", "before_after", "before_after_figures", "gallery",
-    "report", "verdict",
+    "guard", "inversion", "evidence", "features", "findings", "surface", "concepts", "sweep", "patterns", "search",
+    "literal", "calibration", "figures", "anatomy", "anatomy_figures", "before_after", "before_after_figures",
+    "gallery", "report", "verdict",
 }  # fmt: skip
 LAYERS = [
     GROUND,

@@ -28,7 +28,8 @@ from amdet_core.findings import SAME_TARGET, Findings, Subject
 from amdet_core.literal import Text, Texts
 from amdet_core.prompts import PromptSet, builtin_prompts
 from amdet_core.records import Level, Trigger
-from amdet_core.scan import plan, scan, surround
+from amdet_core.scan import plan, scan
+from amdet_core.surface import surround
 from amdet_core.tails import Side
 from amdet_core.verdict import POLICIES, decide
 
