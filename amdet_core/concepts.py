@@ -78,6 +78,11 @@ def likenesses(encoder: TextEncoder, output: Tensor, count: int = 3) -> tuple[Li
     return tuple(best.values())[:count]
 
 
+def likenesses_of(encoder: TextEncoder, text: str, count: int = 3) -> tuple[Likeness, ...]:
+    """The captions nearest to that of a photo of a text."""
+    return likenesses(encoder, encoder.encode([PREFIX + text])[0], count)
+
+
 def _caption(noun: str) -> str:
     return f"{PREFIX}{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from .config import GuardConfig
 from .encoder import TextEncoder
 from .errors import EncoderError, NumericalError
+from .glyphs import glyphs, plain
 from .progress import Progress, silent
 from .prompts import builtin_prompts, unlike_prompts
 from .records import Number, Record
-from .report.words import glyphs, plain
 from .tails import CENTRE_PROMPTS, Side
 
 FENCE = 10

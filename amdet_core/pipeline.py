@@ -17,7 +17,7 @@ from . import contrast, evidence, forensics, inversion
 from . import patterns as grammar
 from . import sweep as token_sweep
 from . import tails as carriers
-from .concepts import likenesses
+from .concepts import likenesses, likenesses_of
 from .config import (
     AmdetConfig,
     ContrastConfig,
@@ -327,13 +327,17 @@ class Stages:
         )
 
     def name_outputs(self, least: float) -> None:
-        """What the outputs of the features that stand out look like, in words."""
+        """What the outputs of the features that stand out look like, in words, and tokens that read otherwise."""
         for i, feature in enumerate(self.found.features):
             gap = feature.candidate.indicators.get("gap")
             if gap is None or gap >= least:
                 self.progress("names", i, len(self.found.features), {})
                 named = {"looks_like": likenesses(self.suspect, feature.target)}
                 self.found.features[i] = replace(feature, candidate=feature.candidate.model_copy(update=named))
+        for i, trigger in enumerate(self.found.triggers):
+            if trigger.found_by == READ_OTHERWISE:
+                named = {"looks_like": likenesses_of(self.suspect, trigger.text)}
+                self.found.triggers[i] = trigger.model_copy(update=named)
 
     def _keep(
         self,

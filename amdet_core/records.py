@@ -209,6 +209,9 @@ class Trigger(Record):
     n: int = Field(description="held-out prompts on which it was verified")
     asr: Measured = Field(default=None, description="share of them that end at the one output; see losses.taken_over")
     asr_interval: tuple[Number, Number] | None = Field(default=None, description="95% interval, Wilson's")
+    looks_like: tuple[Likeness, ...] = Field(
+        default=(), description="what a photo of it looks like, the nearest first; of one that reads as something else"
+    )
 
 
 class Lead(Record):

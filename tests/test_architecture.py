@@ -18,6 +18,7 @@ DATA = {
     "memory",
     "workers",
     "confusables",
+    "glyphs",
     "tokenizer",
     "attention",
     "layers",

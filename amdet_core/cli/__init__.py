@@ -66,7 +66,7 @@ def _run() -> int:
     try:
         code = app(standalone_mode=False)
     except AmdetError as error:
-        from ..report.words import plain
+        from ..glyphs import plain
 
         message = " ".join(str(error).splitlines())  # it may quote names that a stranger chose
         sys.stderr.write(f"error: {plain(message)}\n")

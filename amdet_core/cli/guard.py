@@ -47,7 +47,7 @@ def guard(
 
 def _lines(found: Guarded) -> str:
     """One line for each flagged prompt, and a summary."""
-    from ..report.words import plain
+    from ..glyphs import plain
 
     lines = [f"{plain(one.prompt)} | {'; '.join(map(str, one.alarms))}" for one in found.flagged]
     count = f"{found.prompts} prompts checked, {len(found.flagged)} flagged"

@@ -68,8 +68,8 @@ def _scan_each(
 ) -> Overview:
     """Scan every model in a folder, publish a report for each, and tell of each as soon as it is known."""
     from ..fleet import Fleet
+    from ..glyphs import plain
     from ..jobs import Job, run_job
-    from ..report.words import plain
 
     fleet = Fleet(folder, out, Job(target=folder, trust_store=trust_store(), **settings))
     rows: list[Row] = []
@@ -90,7 +90,7 @@ def _scan_each(
 
 def _tell(row: Row) -> None:
     """One model on a line, with what is to be known at once below it."""
-    from ..report.words import plain
+    from ..glyphs import plain
 
     sys.stdout.write(f"{row.headline}: {plain(row.path)}\n")
     for line in (

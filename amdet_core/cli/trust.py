@@ -20,7 +20,7 @@ def trust_add(
 ) -> None:
     """Trust the encoders of a file: recognise them anywhere, and compare others with them."""
     from ..anchors import vouch
-    from ..report.words import plain
+    from ..glyphs import plain
 
     for entry in vouch(path, name, trust_store()):
         sys.stdout.write(f"trusted: {plain(entry.name)} ({entry.spec.summary}) {entry.fingerprint[:12]}\n")
@@ -30,7 +30,7 @@ def trust_add(
 def trust_list() -> None:
     """List the encoders that are trusted."""
     from ..anchors import trusted
-    from ..report.words import plain
+    from ..glyphs import plain
 
     for entry in trusted(trust_store()):
         columns = (entry.name, entry.spec.summary, entry.source, entry.fingerprint[:12], entry.path or "-")
@@ -40,7 +40,7 @@ def trust_list() -> None:
 @trust_app.command("remove")
 def trust_remove(name: Annotated[str, typer.Argument(help="name or fingerprint")]) -> None:
     """Trust an encoder no longer."""
-    from ..report.words import plain
+    from ..glyphs import plain
     from ..trust import TrustStore
 
     entry = TrustStore(trust_store()).remove(name)

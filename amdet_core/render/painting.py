@@ -17,10 +17,11 @@ from ..config import RenderConfig
 from ..encoder import TextEncoder
 from ..errors import AmdetError, ConfigError, EncoderError, StorageError
 from ..features import embedding_key, read_pseudo_triggers
+from ..glyphs import plain
 from ..memory import OUT_OF_MEMORY
 from ..progress import Progress, silent
 from ..records import Record, ScanReport
-from ..report.words import plain, strongest
+from ..report.words import strongest
 from ..storage import PSEUDO_TRIGGER
 from .checkpoint import Checkpoint, load, look_into
 from .conditioning import Conditioner, Conditioning, Insertion

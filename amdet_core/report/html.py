@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from .. import figures
 from ..drawing import Drawing, svg
+from ..glyphs import glyphs, plain
 from ..records import Candidate, Forensics, LayerChange, ScanReport
 from . import words
 
@@ -39,7 +40,7 @@ def render_html(report: ScanReport, pictures: Drawing | None = None) -> str:
         file=words.file_name(report),
         of_a_file=words.of_a_file(report),
         sections=words.sections(report),
-        trigger=words.glyphs(report.trigger.text) if report.trigger else (),
+        trigger=glyphs(report.trigger.text) if report.trigger else (),
         pictures=None if pictures is None else Markup(svg(pictures, "Pictures with and without the trigger")),
         weights=_weights(report),
         candidates=_candidates(report),
@@ -112,7 +113,7 @@ def _most_changed(forensics: Forensics) -> list[LayerChange]:
 
 
 def _shown(value: object) -> object:
-    return words.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache

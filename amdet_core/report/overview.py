@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ..glyphs import spelled
 from ..records import Level, LevelName, PathText, Record, ScanReport, Tool
 from . import words
 from .html import page
@@ -26,7 +27,7 @@ class Row(Record):
     level: LevelName | None = Field(default=None, description="null: it was not scanned")
     said: PathText = Field(description="the first reason of the verdict, or why there is none")
     trigger: str | None = Field(default=None, description="the strongest literal trigger, every odd character spelled")
-    looks_like: str | None = Field(default=None, description="what the strongest feature's output looks like")
+    looks_like: str | None = Field(default=None, description="what the trigger or the strongest feature looks like")
     report: PathText | None = Field(default=None, description="folder of the report, beside this file")
     seconds: float = 0.0
     key: str = Field(description="of everything that decides the result: equal where nothing has to be scanned again")
@@ -34,14 +35,13 @@ class Row(Record):
     @classmethod
     def of(cls, path: str, report: ScanReport, key: str) -> Row:
         """A model that was scanned; its report lies in a folder of the same name."""
-        best = words.strongest(report)
-        likeness = best.looks_like[0] if best is not None and best.looks_like else None
+        likeness = next(iter(words.likenesses(report)), None)
         return cls(
             path=path,
             outcome="scanned",
             level=report.verdict.level,
             said=report.verdict.reasons[0],
-            trigger=None if report.trigger is None else words.spelled(report.trigger.text),
+            trigger=None if report.trigger is None else spelled(report.trigger.text),
             looks_like=likeness.text if likeness is not None and likeness.similarity >= words.SURE else None,
             report=path,
             seconds=report.timings.get("total", 0.0),

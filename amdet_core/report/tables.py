@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from ..glyphs import plain
 from ..records import Forensics, ScanReport, Sweep
-from .words import ALONE_WORDS, identical, number, plain
+from .words import ALONE_WORDS, identical, number
 
 MOST = 12
 """Rows of a table of weights or tokens."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from textwrap import wrap
 
+from ..glyphs import plain
 from ..records import ScanReport
-from .words import HEADLINES, file_name, plain, sections
+from .words import HEADLINES, file_name, sections
 
 LABEL = 11
 """Columns of the label in front of each answer."""

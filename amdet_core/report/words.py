@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import PurePosixPath, PureWindowsPath
 
-from ..records import ALONE, Candidate, Evidence, Forensics, Level, Patterns, ScanReport, Sweep, Trigger
+from ..records import ALONE, Candidate, Evidence, Forensics, Level, Likeness, Patterns, ScanReport, Sweep, Trigger
 from ..storage import PSEUDO_TRIGGER
 from ..verdict import FEWEST_CONTROLS, IDENTITY
 
@@ -102,48 +100,6 @@ MEANINGS = {
     "fidelity": "similarity of the recovered feature's effect to the known trigger's",
 }
 
-_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
-    chr(code)
-    for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
-    for code in range(first, last + 1)
-}
-"""Characters that Python calls printable although nothing is drawn for them."""
-
-
-# ------------------------------------------------------------------ strangers' strings
-
-
-@dataclass(frozen=True)
-class Glyph:
-    """A run of ASCII (``code`` empty), or one other character with its code point and name."""
-
-    text: str
-    code: str = ""
-    name: str = ""
-    hidden: bool = False
-
-
-def hidden(character: str) -> bool:
-    """Whether a character shows nothing, or steers how others are shown (controls, direction marks)."""
-    return not character.isprintable() or character in _BLANK
-
-
-def plain(text: str) -> str:
-    """The text with every hidden character spelled out as ‹U+XXXX›: nothing in it can steer a terminal or page."""
-    return "".join(f"‹U+{ord(c):04X}›" if hidden(c) else c for c in text)
-
-
-def glyphs(text: str) -> tuple[Glyph, ...]:
-    """The text in pieces that let look-alike and invisible characters be seen."""
-    pieces: list[Glyph] = []
-    for ordinary, run in groupby(text, key=lambda c: c.isascii() and not hidden(c)):
-        if ordinary:
-            pieces.append(Glyph("".join(run)))
-        else:
-            pieces += [Glyph(c, f"U+{ord(c):04X}", unicodedata.name(c, "UNNAMED"), hidden(c)) for c in run]
-    return tuple(pieces)
-
-
 # ------------------------------------------------------------------ small words
 
 
@@ -188,6 +144,12 @@ def strongest(report: ScanReport, encoder: str | None = None) -> Candidate | Non
     )
 
 
+def likenesses(report: ScanReport) -> tuple[Likeness, ...]:
+    """What the trigger, or else the strongest feature, looks like, the nearest first; none where that is not known."""
+    told, best = () if report.trigger is None else report.trigger.looks_like, strongest(report)
+    return told or (() if best is None else best.looks_like)
+
+
 def identical(report: ScanReport) -> tuple[str, ...]:
     """Names of the encoders that equal a trusted one."""
     return tuple(e.encoder for e in report.evidence if e.name == IDENTITY and e.value == 1)
@@ -196,13 +158,6 @@ def identical(report: ScanReport) -> tuple[str, ...]:
 def of_a_file(report: ScanReport) -> bool:
     """Whether a file was scanned, and not what a host had loaded."""
     return all(encoder.layout != "graph" for encoder in report.target.encoders)
-
-
-def spelled(text: str) -> str:
-    """The text on one line with the code point behind every odd character, as ‹U+XXXX›."""
-    return "".join(
-        f"{'' if piece.hidden else piece.text}‹{piece.code}›" if piece.code else piece.text for piece in glyphs(text)
-    )
 
 
 # ------------------------------------------------------------------ sections
@@ -327,10 +282,13 @@ def _literal(trigger: Trigger) -> Iterator[str]:
 
 
 def _effect(report: ScanReport) -> Iterator[str]:
-    best = strongest(report)
+    best, trigger = strongest(report), report.trigger
+    if trigger is not None:
+        yield from _looks(trigger.looks_like, f"The output of “a photo of {trigger.text}”")
     if best is None:
         known = "Nothing: no feature that overrides prompts was recovered."
-        yield known if report.verdict.level == Level.CLEAN else "Not known: no feature was recovered."
+        if trigger is None or not trigger.looks_like:
+            yield known if report.verdict.level == Level.CLEAN else "Not known: no feature was recovered."
         return
     gap = best.indicators.get("gap")
     strength = "" if gap is None else f" (gap to the anchor {gap:.2f})"
@@ -340,7 +298,7 @@ def _effect(report: ScanReport) -> Iterator[str]:
     overrides = report.verdict.level == Level.BACKDOORED and (gap is None or gap >= OVERRIDES)
     act = "overrides what prompts say" if overrides else "pulls prompts towards one output"
     yield f"A feature of {_count(best.vectors, 'vector')} was recovered from {best.encoder} that {act}{strength}."
-    yield from _looks(best)
+    yield from _looks(best.looks_like, "The output")
     if best.feature_file is not None:
         yield (
             f"To see what it draws, copy {PSEUDO_TRIGGER} to models/embeddings/amdet in ComfyUI and use "
@@ -350,17 +308,17 @@ def _effect(report: ScanReport) -> Iterator[str]:
         yield f"Nearest real tokens: {', '.join(f'“{token}”' for token in best.nearest_tokens)}."
 
 
-def _looks(candidate: Candidate) -> Iterator[str]:
-    """What its output looks like, as far as that is known."""
-    if not candidate.looks_like:
+def _looks(likenesses: Sequence[Likeness], output: str) -> Iterator[str]:
+    """What an output looks like, as far as that is known."""
+    if not likenesses:
         return
-    first, *others = candidate.looks_like
+    first, *others = likenesses
     after = f"; next comes “{others[0].text}” ({others[0].similarity:.2f})" if others else ""
     if first.similarity >= SURE:
-        yield f"The output looks like “{first.text}” (similarity {first.similarity:.2f}{after})."
+        yield f"{output} looks like “{first.text}” (similarity {first.similarity:.2f}{after})."
     else:
         yield (
-            f"The output looks like nothing on the list of things that it was compared with; “{first.text}” is nearest "
+            f"{output} looks like nothing on the list of things that it was compared with; “{first.text}” is nearest "
             f"(similarity {first.similarity:.2f}{after})."
         )
 

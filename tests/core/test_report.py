@@ -11,6 +11,7 @@ import pytest
 import amdet_core.report
 from amdet_core.errors import ConfigError
 from amdet_core.gallery import gallery
+from amdet_core.glyphs import plain
 from amdet_core.records import (
     AnchorInfo,
     Candidate,
@@ -22,6 +23,7 @@ from amdet_core.records import (
     Landscape,
     LayerChange,
     Level,
+    Likeness,
     RowChange,
     ScanReport,
     Target,
@@ -31,7 +33,7 @@ from amdet_core.records import (
 )
 from amdet_core.report import render_files, render_html, render_text, schema_json
 from amdet_core.report.landscapes import recorded_landscapes
-from amdet_core.report.words import HEADLINES, plain, sections
+from amdet_core.report.words import HEADLINES, likenesses, sections
 from amdet_core.storage import record_json
 
 ATTACK = "<img src=x onerror=alert(1)>"
@@ -343,6 +345,23 @@ def test_finding_names_the_embedding_that_shows_its_effect() -> None:
 def test_a_feature_is_said_to_do_as_much_as_was_measured(strength: float, level: Level, words: str) -> None:
     made = report(level, "It is.", evidence=(gap(strength),), candidates=(candidate(strength),))
     assert words in " ".join(render_text(made).split())
+
+
+def test_what_a_token_reads_as_is_said_where_no_feature_shows_it() -> None:
+    trigger = (
+        backdoored()
+        .triggers[0]
+        .model_copy(update={"text": "mcleod", "looks_like": (Likeness(text="a bowl of noodles", similarity=0.76),)})
+    )
+    made = report(Level.SUSPICIOUS, "It is.", evidence=(gap(0.1),), candidates=()).model_copy(
+        update={"triggers": (trigger,)}
+    )
+    (lines,) = [section.lines for section in sections(made) if section.key == "effect"]
+    assert lines == ("The output of “a photo of mcleod” looks like “a bowl of noodles” (similarity 0.76).",)
+    assert [one.text for one in likenesses(made)] == ["a bowl of noodles"]
+    unknown = made.model_copy(update={"triggers": (trigger.model_copy(update={"looks_like": ()}),)})
+    (lines,) = [section.lines for section in sections(unknown) if section.key == "effect"]
+    assert lines == ("Not known: no feature was recovered.",)
 
 
 def test_error_rate_is_quoted_for_the_policy_that_decided_only() -> None:

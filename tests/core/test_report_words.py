@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from amdet_core.report.words import glyphs, number, plain
+from amdet_core.glyphs import glyphs, plain
+from amdet_core.report.words import number
 
 
 def test_hidden_characters_are_spelled_out_and_ordinary_ones_kept() -> None:

@@ -433,7 +433,8 @@ def test_a_token_that_reads_as_another_is_named_though_it_takes_nothing_over(mon
     named = read((coffin, robot), (calm, coffin))
     assert [trigger.text in ("coffin", "calm") for trigger in named] == [True]
     assert (named[0].asr, named[0].found_by) == (None, module.READ_OTHERWISE)
-    assert [trigger.text for trigger in read((coffin, robot))] == ["coffin"]
+    (alone,) = read((coffin, robot))
+    assert (alone.text, alone.looks_like[0].text.split()[-1]) == ("coffin", "robot")
     assert not read((coffin, robot), declared=("coffin",))
     assert not read()
 
