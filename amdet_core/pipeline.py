@@ -135,7 +135,8 @@ class Stages:
         no anchor that shares them; what was planted by training stands without it.
         """
         rest = replace(self.subject, suspect=self.suspect.without_mlp(0))
-        other = replace(self, subject=rest, progress=self._telling(RESET), found=Findings())
+        config = self.config.model_copy(update={"landscape": None})  # nobody looks at the copy's
+        other = replace(self, subject=rest, config=config, progress=self._telling(RESET), found=Findings())
         other.sweep(sweep)
         other.contrast(contrast)
         other.search(search)

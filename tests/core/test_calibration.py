@@ -134,8 +134,8 @@ def test_a_score_that_honest_encoders_do_not_reach_flags_and_findings_say_how_gr
 def test_a_bound_on_what_is_weighed_flags_nothing_that_honest_encoders_reach_and_others_flag_by_themselves() -> None:
     honest = KNOWN.model_copy(update={"terms": tuple(one.model_copy(update={"honest": 0.9}) for one in (GAP, TEXT))})
     policy = CALIBRATED.model_copy(update={"calibrations": (honest,)})
-    found = {"literal_gap": 0.45, "literal_success": 0.9}
-    below = evidence(sweep_gap=0.1, **found)  # over the bound of a finding, and half as far as honest ones go
+    found = {"literal_gap": 0.8, "literal_success": 0.9}
+    below = evidence(sweep_gap=0.1, **found)  # over the bound of a finding, and not as far as honest ones go
     assert decide(policy, below, []).level == Level.CLEAN
     assert (score(policy, below) or 0.0) < 0
     beside = evidence(sweep_gap=0.1, spread=0.1)
@@ -173,7 +173,7 @@ def test_the_score_of_a_calibrated_policy_is_positive_exactly_when_it_flags() ->
         assert margin is not None
         assert (margin > 0) == (decide(CALIBRATED, evidence(sweep_gap=gap), []).level > Level.CLEAN)
     assert score(CALIBRATED, evidence(pattern_gap=0.9)) is None
-    assert score(CALIBRATED, evidence(**TEXT_FOUND)) == pytest.approx(0.4), "by the bounds of a finding alone"
+    assert score(CALIBRATED, evidence(**TEXT_FOUND)) == pytest.approx(0.15), "by the bounds of a finding alone"
 
 
 def test_a_null_without_any_evidence_ranks_what_has_some() -> None:
