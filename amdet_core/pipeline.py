@@ -132,7 +132,7 @@ class Stages:
         """Texts that take prompts over in the suspect without its first MLP, tried on the suspect as it is.
 
         Most outputs to which an honest encoder can be led need that MLP, and stand before a planted one where there is
-        no anchor that shares them; what was planted by training stands without it.
+        no anchor that shares them; most of what was planted by training stands without it.
         """
         rest = replace(self.subject, suspect=self.suspect.without_mlp(0))
         config = self.config.model_copy(update={"landscape": None})  # nobody looks at the copy's
