@@ -53,13 +53,13 @@ class RepairBenchmark(Config):
     sample: int | None = Field(
         default=None, ge=1, description="at most so many models, every group by its share of the zoo; null: all"
     )
-    methods: tuple[str, ...] = Field(default=METHODS, description="what is measured, in the order of METHODS")
+    methods: tuple[str, ...] = Field(default=METHODS, description="what is measured; none: every method")
     settings: dict[str, Any] = Field(default={}, description="of methods, by METHOD.NAME, where not the defaults")
 
     @field_validator("methods")
     @classmethod
     def _in_order(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        """Each once, in one order."""
+        """Each once, in the order of METHODS."""
         if unknown := [name for name in value if name not in METHODS]:
             raise ValueError(f"{unknown[0]}: methods are {', '.join(METHODS)}")
         return tuple(name for name in METHODS if name in value) or METHODS
@@ -226,7 +226,7 @@ def _repaired(label: Label, benchmark: RepairBenchmark, base: str) -> dict[str, 
         return {}
     started = time.perf_counter()
     scanned = clinic.scanned() if benchmark.methods != (ALONE,) else None
-    found: dict[str, object] = {"level": scanned and _level(scanned)}
+    found: dict[str, object] = {"level": None if scanned is None else _level(scanned)}
     healing = heal(clinic, before=scanned) if HEAL in benchmark.methods else None
     seconds = time.perf_counter() - started
     if healing is not None:

@@ -161,7 +161,6 @@ def bench_repair(
 ) -> None:
     """Repair every model of a zoo by every method, and measure the results by the true triggers."""
     from ..bench import RepairBenchmark, run_repair
-    from ..bench.repairing import METHODS
     from ..zoo.labels import Labels
 
     file = Path(out.replace("{zoo}", Labels.read(zoo).name))
@@ -173,10 +172,11 @@ def bench_repair(
         seed=seed,
         jobs=jobs,
         sample=sample,
-        methods=tuple(method or METHODS),
+        methods=tuple(method or ()),
         settings=setting_values(settings, None),
     )
-    options = ("policy", "preset", "device", "seed", "sample", "methods", "settings")
+    chosen = ("methods",) if method else ()
+    options = ("policy", "preset", "device", "seed", "sample", *chosen, "settings")
     command = _command("repair", benchmark, file, options)
     result = _going_on(file, partial(run_repair, benchmark, file, command=command))
     sys.stdout.write(f"{repair_table(result)}\nwritten: {file}\n")

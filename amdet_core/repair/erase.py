@@ -12,7 +12,6 @@ References:
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,16 +43,18 @@ def repair(case: Case, config: EraseConfig, bounds: CureConfig, progress: Progre
         raise ConfigError(
             "a trigger to erase", "none that a scan recovered", "Scan more thoroughly, or name it: --known-trigger."
         )
-    edit, made, weights = _Edit.of(case, config), dict[float, TextEncoder](), config.clean_weights
-
-    def keeps(weight: float) -> bool:
-        progress("erase", len(made), len(weights).bit_length())
-        made[weight] = edit.made(weight)
-        return case.clean_cosine(made[weight]) >= bounds.clean
-
-    # A heavier weight of the clean keys changes less: halving finds the lightest that keeps clean answers.
-    first = bisect_left(weights, True, key=keeps)
-    return made[weights[min(first, len(weights) - 1)]]
+    edit, weights = _Edit.of(case, config), config.clean_weights
+    kept, low, high, done = None, 0, len(weights), 0
+    while low < high:  # a heavier weight of the clean keys changes less: halving finds the lightest that will do
+        middle = (low + high) // 2
+        edited = edit.made(weights[middle])
+        if case.clean_cosine(edited) >= bounds.clean:
+            kept, high = edited, middle
+        else:
+            low = middle + 1
+        done += 1
+        progress("erase", done, len(weights).bit_length())
+    return edited if kept is None else kept  # the last one made changes least where none keeps them
 
 
 Read = Callable[[TextEncoder, Tensor, int], Tensor]
