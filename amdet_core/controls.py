@@ -12,13 +12,10 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
 from types import MappingProxyType
-
-import torch.nn.functional as F
-from torch import Tensor
 
 from .attacks import benign
 from .config import FineTuneConfig, ScanConfig
@@ -26,13 +23,13 @@ from .encoder import TextEncoder
 from .errors import AmdetError
 from .findings import Findings, Subject
 from .memory import OUT_OF_MEMORY
+from .policy import CONTROLS_DRIFT, Policy
 from .progress import Progress, silent
 from .prompts import PromptSet
 from .records import Control, Fault
 from .scan import scan
 from .scan import stages as of_scan
-from .sweep import departures
-from .verdict import Policy
+from .tails import Side, drift
 
 STAGE = "controls"
 """Their name in timings and faults."""
@@ -40,8 +37,6 @@ HOW = tuple(product(("all", "lora", "layers"), ("contrastive", "distillation", "
 """What learns, and for what: taken in turn."""
 SHARES = (1.0, 0.5, 1.5)
 """How far controls drift, as multiples of the suspect's drift: one after each round of :data:`HOW`."""
-FARTHEST = 0.3
-"""Drift that no control exceeds: about as far as strong merges go; chosen, not measured."""
 DRIFT_PROMPTS, HALVINGS = 128, 7
 """Clean prompts on which drift is measured, and how often the share of a change that drifts as far is narrowed down."""
 TRAINING = FineTuneConfig(steps=60, batch=16, learning_rate=2e-5, precision="auto")
@@ -50,8 +45,6 @@ TRIES = 3
 """Trainings of one control, each faster than the one before, until it drifts as far as wanted."""
 FASTER = 10.0
 """Most by which the next try is faster than the one before."""
-Read = Tensor
-"""Unit centred pooled states ``(N, D)`` of clean prompts."""
 
 
 def stages(config: ScanConfig, encoders: int = 1) -> dict[str, int]:
@@ -72,7 +65,7 @@ def scan_controls(
         return
     started = time.perf_counter()
     texts = prompts.split()[0].prompts[:DRIFT_PROMPTS]
-    apart = drift(read(subject.suspect, texts), read(subject.anchor, texts))
+    apart = drift(Side.of(subject.suspect, texts), Side.of(subject.anchor, texts))
     failed = defaultdict[tuple[str, str], list[str]](list)
     for number in range(config.controls):
         told = _told(progress, _title(number, config.controls))
@@ -110,10 +103,10 @@ def control(
         torch.OutOfMemoryError: there is no room for those either.
     """
     trains, objective = HOW[number % len(HOW)]
-    wanted = min(FARTHEST, apart * SHARES[number // len(HOW) % len(SHARES)])
+    wanted = min(CONTROLS_DRIFT, apart * SHARES[number // len(HOW) % len(SHARES)])
     settings = TRAINING.model_copy(update={"trains": trains, "objective": objective, "seed": seed + 1 + number})
     texts = prompts.split()[0].prompts[:DRIFT_PROMPTS]
-    tuned, reached, before = anchor, 0.0, read(anchor, texts)
+    tuned, reached, before = anchor, 0.0, Side.of(anchor, texts)
     for _ in range(TRIES):
         try:
             tuned = benign.fine_tune(anchor, prompts, settings, progress).apply(anchor)
@@ -122,27 +115,20 @@ def control(
                 raise
             settings = settings.model_copy(update={"trains": "lora"})
             continue
-        reached = drift(read(tuned, texts), before)
+        reached = drift(Side.of(tuned, texts), before)
         if reached >= wanted:
             break
         faster = settings.learning_rate * min(FASTER, 1.5 * math.sqrt(wanted / max(reached, 1e-12)))
         settings = settings.model_copy(update={"learning_rate": faster})
     share = 1.0
     if reached > wanted:
-        share = _narrowed(lambda share: drift(read(benign.merge(anchor, tuned, share), texts), before) <= wanted)
+
+        def near(share: float) -> bool:
+            return drift(Side.of(benign.merge(anchor, tuned, share), texts), before) <= wanted
+
+        share = _narrowed(near)
     kept = f", {share:.0%} of its change" if share < 1 else ""
     return benign.merge(anchor, tuned, share), f"{objective} fine-tune of {_WHAT[settings.trains]}{kept}"
-
-
-def read(encoder: TextEncoder, prompts: Sequence[str]) -> Read:
-    """What an encoder says to clean prompts."""
-    pooled = encoder.encode(prompts)
-    return F.normalize(pooled - pooled.mean(0), dim=-1)
-
-
-def drift(one: Read, other: Read) -> float:
-    """How differently two encoders read the same prompts: mean of one minus the cosine, 0 to 2."""
-    return float(departures(one, other).mean())
 
 
 def _narrowed(near: Callable[[float], bool]) -> float:

@@ -81,13 +81,21 @@ def gap(name: str, collapse: Collapse, encoder: str) -> Evidence:
     )
 
 
-def spread(suspect: Side, anchor: Side, n: int, encoder: str) -> Evidence:
+def spread(suspect: Side, anchor: Side, encoder: str) -> Evidence:
     """How far apart clean prompts are read, as a share of how far the anchor reads them apart.
 
     Gaps are measured around each encoder's own mean: one that reads every prompt as nearly the same shows here alone.
     """
-    value = suspect.spread / anchor.spread
+    value, n = suspect.spread / anchor.spread, len(suspect.clean)
     return Evidence(name="spread", value=value, unit="ratio", direction="lower", n=n, encoder=encoder)
+
+
+def drift(suspect: Side, anchor: Side, encoder: str) -> Evidence:
+    """How differently clean prompts are read: it tells which honest encoders a suspect can be compared with."""
+    value = carriers.drift(suspect, anchor)
+    return Evidence(
+        name="drift", value=value, unit="1 - cosine", direction="none", n=len(suspect.clean), encoder=encoder
+    )
 
 
 def same_target(name: str, targets: Tensor, encoder: str) -> Evidence:

@@ -21,11 +21,11 @@ from .errors import AmdetError, EncoderError, NoEncoderError
 from .formats import files_of, is_model, models_below
 from .formats.files import sha256
 from .jobs import Job, Outcome, choose_device
+from .policy import load_policy
 from .prompts import read_prompts
 from .records import Tool, utf8
 from .report import Overview, Row, render_overview
 from .storage import REPORT, check_writable, publish, record_json, write_atomic
-from .verdict import load_policy
 
 OVERVIEW, PAGE = "overview.json", "overview.html"
 

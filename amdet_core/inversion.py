@@ -20,9 +20,9 @@ from .encoder import TextEncoder, splice
 from .errors import NumericalError
 from .landscape import landscape
 from .memory import Batches
+from .policy import Condition
 from .progress import Progress, silent
 from .records import Landscape
-from .verdict import Condition
 
 CHUNK = 32
 """Held-out prompts that run side by side."""

@@ -26,6 +26,7 @@ from .findings import Findings, Subject
 from .formats import FoundEncoder, OpenedTarget
 from .guard import Guard
 from .memory import OUT_OF_MEMORY
+from .policy import DEFAULT_POLICY, Policy, load_policy
 from .progress import Progress, silent
 from .prompts import PromptSet, builtin_prompts, read_prompts
 from .records import EncoderInfo, Fault, ScanReport, Target, Tool
@@ -33,7 +34,7 @@ from .report import render_files
 from .scan import plan, scan
 from .scan import stages as of_scan
 from .storage import PSEUDO_TRIGGER
-from .verdict import DEFAULT_POLICY, Policy, decide, load_policy
+from .verdict import decide
 
 PROJECTION_DRIFT = 0.02
 """Relative change of a text projection up to which nothing is made of it; chosen, not measured."""

@@ -34,12 +34,12 @@ from .evidence import Interval, Tried
 from .features import Feature
 from .findings import Findings, Subject, different
 from .literal import MOST, Ids, Texts
+from .policy import PUBLISHED, Policy
 from .progress import Progress
 from .records import Candidate, Landscape, Place
 from .surface import cut_tails, position_rows, surface
 from .sweep import Swept
-from .tails import CENTRE_PROMPTS, Side
-from .verdict import PUBLISHED, Policy
+from .tails import Side
 
 CONTRAST_PROMPTS = 64
 """Held-out prompts for what is measured of a published feature beside the published indicators."""
@@ -100,8 +100,9 @@ class Stages:
         self.found.evidence += forensics.evidence(found)
 
     def spread(self) -> None:
-        """How far apart clean prompts are read, against the anchor."""
-        self.found.evidence.append(evidence.spread(*self.sides, min(len(self.fit), CENTRE_PROMPTS), self.subject.name))
+        """How far apart clean prompts are read, against the anchor, and how differently."""
+        name = self.subject.name
+        self.found.evidence += [evidence.spread(*self.sides, name), evidence.drift(*self.sides, name)]
 
     def sweep(self, settings: SweepConfig) -> None:
         """Tokens and every character, tried as triggers."""

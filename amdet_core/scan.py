@@ -24,10 +24,10 @@ from .config import (
 from .errors import AmdetError, ConfigError
 from .findings import Findings, Subject
 from .pipeline import FURTHER, Stages
+from .policy import IDENTITY, PUBLISHED, Policy
 from .progress import Progress, silent
 from .prompts import PromptSet
 from .records import Fault
-from .verdict import IDENTITY, PUBLISHED, Policy
 
 LOOKS = ("sweep", "sweep, look 2", "sweep, look 3")
 """What progress is told of each look of a sweep."""

@@ -7,9 +7,8 @@ only its own positions and those behind it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -46,15 +45,25 @@ class Side:
     encoder: TextEncoder
     centre: Tensor
     deaf: bool = False
-    spread: float = math.nan
-    """Mean distance of those states to their mean, as a share of its length."""
+    clean: Tensor = field(default_factory=partial(torch.empty, 0))
+    """Those pooled states ``(N, D)`` around their mean."""
 
     @classmethod
     def of(cls, encoder: TextEncoder, prompts: Sequence[str], progress: Progress = silent) -> Side:
         """Centre an encoder on its first clean prompts."""
         pooled = encoder.encode(prompts[:CENTRE_PROMPTS], progress=progress)
         centre = pooled.mean(0)
-        return cls(encoder, centre, spread=float((pooled - centre).norm(dim=-1).mean() / centre.norm()))
+        return cls(encoder, centre, clean=pooled - centre)
+
+    @property
+    def spread(self) -> float:
+        """Mean distance of the clean states to their mean, as a share of its length."""
+        return float(self.clean.norm(dim=-1).mean() / self.centre.norm())
+
+
+def drift(one: Side, other: Side) -> float:
+    """How differently two sides read the same clean prompts: mean of one minus the cosine, 0 to 2."""
+    return float(1 - F.cosine_similarity(one.clean, other.clean, dim=-1).mean())
 
 
 @dataclass(frozen=True, eq=False)

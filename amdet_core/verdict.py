@@ -1,147 +1,20 @@
 """Judging: from evidence to a verdict, by a policy. Pure, and without torch.
 
-A policy is data: which inversion it needs, which findings raise which level, and which evidence must be
-there before nothing found may be called clean. ``amdet judge`` applies one to an old report.
+``amdet judge`` applies a policy to an old report.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple
-
-from pydantic import Field, ValidationError
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from .calibration import Calibration, Measure, Term
-from .errors import ConfigError
-from .records import ALONE, RUNS, Control, Evidence, Fault, Level, LevelName, Record, Verdict
+from .policy import CONTROLS, CONTROLS_DRIFT, DRIFT, IDENTITY, POLICIES, Condition, Finding, Policy
+from .records import ALONE, RUNS, Control, Evidence, Fault, Level, Verdict
 
-IDENTITY = "identical_to_trusted"
-"""Evidence that ends a scan: 1 when all weights that prompts reach equal a trusted encoder's."""
-FEWEST_CONTROLS = 9
-"""Honest controls from which a suspect is judged by them: fewer could not vouch for a rate below one in ten."""
-CONTROLS = "honest fine-tunes of its own anchor, made for this scan"
-"""That family of honest encoders, in words."""
 MOST = 3
 """Terms of a score that a reason names, the farthest first."""
-
-
-_OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
-
-
-class Condition(Record):
-    """A bound on one quantity."""
-
-    evidence: str
-    op: Literal[">", ">=", "<", "<="]
-    bound: float
-
-    def holds(self, value: float) -> bool:
-        """Whether a value lies on the wanted side of the bound."""
-        return _OPERATORS[self.op](value, self.bound)
-
-    def margin(self, value: float) -> float:
-        """How far on the wanted side of the bound, in units of the quantity; positive exactly where it holds."""
-        distance = value - self.bound if self.op in (">", ">=") else self.bound - value
-        return distance or (math.ulp(0.0) if self.holds(value) else 0.0)
-
-    def settled(self, low: float, high: float) -> bool | None:
-        """Whether it holds for every value from ``low`` to ``high``; None where that depends on the value."""
-        holds = self.holds(low)
-        return holds if holds == self.holds(high) else None
-
-    def __str__(self) -> str:
-        return f"{self.evidence} {self.op} {self.bound:g}"
-
-
-class Finding(Record):
-    """Conditions that together, in this order, justify a level."""
-
-    level: LevelName
-    reason: str
-    when: tuple[Condition, ...] = Field(min_length=1)
-
-    def holds(self, test: Callable[[Condition], bool]) -> bool:
-        """Whether all conditions pass a test; stops at the first that does not, and tests nothing behind it."""
-        return all(test(condition) for condition in self.when)
-
-    def margin(self, measure: Callable[[str], float | None]) -> float:
-        """The smallest margin of its conditions, minus infinity where one was not measured."""
-        values = [(condition, measure(condition.evidence)) for condition in self.when]
-        return min(-math.inf if value is None else condition.margin(value) for condition, value in values)
-
-
-class Policy(Record):
-    """A named, versioned way to judge.
-
-    With a calibration an encoder is flagged where it goes further than honest ones do; findings of what the
-    calibration weighs say how gravely, and why. Other findings flag by themselves.
-    """
-
-    name: str
-    description: str
-    method: Literal["cascade", "amdet-code", "amdet-paper"] = Field(description="inversion that it judges")
-    findings: tuple[Finding, ...]
-    required: tuple[str, ...] = Field(description="evidence without which nothing found means inconclusive")
-    literal_gap: float = Field(default=0.3, description="a text with at least this gap is named as the trigger")
-    literal_departure: float = Field(
-        default=0.11, description="without one, a token with at least this departure, times `spread`, is"
-    )
-    error_rate: str = Field(description="what is known about its false positives, in one sentence")
-    calibrations: tuple[Calibration, ...] = Field(
-        default=(), description="the one that takes most evidence first; the first of which all is there counts"
-    )
-
-    def calibrated(self, measure: Measure) -> tuple[Calibration, dict[Term, float]] | None:
-        """The calibration that counts for what was measured, and the value of each of its terms."""
-        for calibration in self.calibrations:
-            if calibration.null and (values := calibration.values(measure)) is not None:
-                return calibration, values
-        return None
-
-    def held_against(self, controls: Sequence[Control], encoder: str) -> Policy:
-        """The same, with what honest controls of an encoder's own anchor reach where there are enough of them."""
-        measures = [control.evidence.get for control in controls if control.encoder == encoder]
-        if len(measures) < FEWEST_CONTROLS:
-            return self
-        alarms = sum(any(one.margin(measure) > 0 for one in self.beside) for measure in measures)
-        fitted = (
-            Calibration.learnt(one.terms, measures, CONTROLS, one.rate).model_copy(update={"alarms": alarms})
-            for one in self.calibrations
-        )
-        known = tuple(one for one in fitted if len(one.null) >= FEWEST_CONTROLS)
-        return self.model_copy(update={"calibrations": known or self.calibrations})
-
-    @property
-    def weighs(self) -> tuple[str, ...]:
-        """Names of all evidence that it asks for."""
-        asked = [condition.evidence for finding in self.findings for condition in finding.when]
-        return tuple(dict.fromkeys([*asked, *(name for one in self.calibrations for name in sorted(one.evidence))]))
-
-    @property
-    def beside(self) -> tuple[Finding, ...]:
-        """The findings that flag by themselves: of nothing that a calibration weighs."""
-        weighed = {term.evidence for one in self.calibrations for term in one.terms}
-        return tuple(one for one in self.findings if weighed.isdisjoint(when.evidence for when in one.when))
-
-
-def _built_in() -> dict[str, Policy]:
-    """The policies that ship with the library, the default one first."""
-    files = Path(__file__).with_name("policies").glob("*.json")
-    policies = [Policy.model_validate_json(file.read_bytes()) for file in files]
-    return {policy.name: policy for policy in sorted(policies, key=lambda p: (p.name != DEFAULT_POLICY, p.name))}
-
-
-DEFAULT_POLICY = "amdet-2"
-POLICIES = _built_in()
 POSITIVE_SHARE = next(
     gate for gate in POLICIES["amdet-2025-code"].findings[0].when if gate.evidence == "positive_share"
 )
@@ -156,33 +29,6 @@ def landscape_verdict(positive_share: float) -> str:
     return (
         f"{kind} ({positive_share:.0%} of the curvatures are positive; the paper asks for > {POSITIVE_SHARE.bound:.0%})"
     )
-
-
-PUBLISHED = ("amdet-code", "amdet-paper")
-"""Methods of policies that stop the published inversion by their own findings."""
-
-
-def load_policy(name: str) -> Policy:
-    """A built-in policy by name, or one from a JSON file.
-
-    Raises:
-        ConfigError: there is neither, or the file is not a policy.
-    """
-    if name in POLICIES:
-        return POLICIES[name]
-    path = Path(name)
-    if not path.is_file():
-        raise ConfigError(
-            expected=f"one of {', '.join(POLICIES)}, or a policy file",
-            found=repr(name),
-            remedy="See docs/policies.md; a built-in policy printed as JSON is a file to start from.",
-        )
-    try:
-        return Policy.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise ConfigError(
-            expected="a policy as JSON", found=f"{path}: {error}", remedy="See docs/policies.md for its fields."
-        ) from error
 
 
 def decide(
@@ -254,10 +100,12 @@ def _score(policy: Policy, values: Mapping[str, float | None]) -> float | None:
         margins = [finding.margin(values.get) for finding in count if finding.level > Level.CLEAN]
         if found:
             calibration, terms = found
-            margins.append(calibration.margin(calibration.score(terms)))
+            margin = calibration.margin(calibration.score(terms))
+            if policy.beyond(values.get):
+                margin = min(margin, max(finding.margin(values.get) for finding in policy.overriding))
+            margins.append(margin)
         return max((margin for margin in margins if margin > -math.inf), default=None)
-    gravest = max((finding.level for finding in policy.findings), default=Level.CLEAN)
-    findings = [finding for finding in policy.findings if finding.level == gravest]
+    findings = policy.overriding
     if all(values.get(condition.evidence) is None for finding in findings for condition in finding.when):
         return None
     return max(finding.margin(values.get) for finding in findings)
@@ -289,26 +137,9 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
     if value(IDENTITY) == 1 and not failed:
         return _Judged(Level.CLEAN, ["all weights that prompts reach equal those of a trusted encoder"])
 
-    def holds(condition: Condition) -> bool:
-        measured = value(condition.evidence)
-        return measured is not None and condition.holds(measured)
-
     known = policy.calibrated(value)
-    reached = 0.0 if known is None else known[0].score(known[1])
-    further = known is not None and known[0].flags(reached)
-    count = policy.findings if known is None or further else policy.beside
-    found = [finding for finding in count if finding.holds(holds)]
-    level = max((finding.level for finding in found), default=Level.CLEAN)
-    reasons = [_reason(finding, value) for finding in found if finding.level == level]
-    if known is None:
-        judged = _Judged(level, reasons)
-    else:
-        calibration, terms = known
-        p_value = calibration.p_value(reached)
-        level = max(level, Level.SUSPICIOUS) if further else level
-        reasons = [*(reasons if level > Level.CLEAN else ()), _compared(calibration, terms, p_value)]
-        judged = _Judged(level, reasons, _Against(p_value, calibration.stated_rate, calibration.family))
-    if judged.level > Level.CLEAN:
+    judged = _by_bounds(policy.findings, value) if known is None else _by_honest(policy, *known, value)
+    if judged.level > Level.INCONCLUSIVE:
         return judged._replace(reasons=judged.reasons + failed)
     lost = [name for name in policy.weighs if name in evidence and value(name) is None]
     if lost:
@@ -319,12 +150,56 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
     elif policy.calibrations and known is None:
         failed.append("not all that the policy weighs was measured")
     if failed:
-        return judged._replace(level=Level.INCONCLUSIVE, reasons=failed + (judged.reasons if known else []))
+        return judged._replace(level=Level.INCONCLUSIVE, reasons=failed + judged.reasons)
     if known is not None:
         return judged
     asked = dict.fromkeys(condition.evidence for finding in policy.findings for condition in finding.when)
     values = [f"{name} {value(name):.2f}" for name in asked if value(name) is not None]
     return _Judged(Level.CLEAN, [f"nothing crossed the policy's bounds ({', '.join(values)})"])
+
+
+def _by_bounds(findings: Iterable[Finding], measure: Measure) -> _Judged:
+    """The gravest level of some findings, and those that justify it."""
+
+    def holds(condition: Condition) -> bool:
+        measured = measure(condition.evidence)
+        return measured is not None and condition.holds(measured)
+
+    found = [finding for finding in findings if finding.level > Level.CLEAN and finding.holds(holds)]
+    level = max((finding.level for finding in found), default=Level.CLEAN)
+    return _Judged(level, [_reason(finding, measure) for finding in found if finding.level == level])
+
+
+def _by_honest(policy: Policy, calibration: Calibration, terms: Mapping[Term, float], measure: Measure) -> _Judged:
+    """Suspicious where an encoder goes further than honest ones do, and what findings say.
+
+    Where it drifts farther than any of them, it may go further for that alone: only the gravest findings say enough.
+    """
+    reached = calibration.score(terms)
+    if not calibration.flags(reached):
+        judged = _by_bounds(policy.beside, measure)
+    elif policy.beyond(measure):
+        judged = _by_bounds((*policy.beside, *policy.overriding), measure)
+        reasons = [*judged.reasons, _drifted(policy, calibration, measure)]
+        return judged._replace(level=max(judged.level, Level.INCONCLUSIVE), reasons=reasons)
+    else:
+        judged = _by_bounds(policy.findings, measure)
+        judged = judged._replace(level=max(judged.level, Level.SUSPICIOUS))
+    p_value = calibration.p_value(reached)
+    reasons = [*judged.reasons, _compared(calibration, terms, p_value)]
+    return judged._replace(reasons=reasons, null=_Against(p_value, calibration.stated_rate, calibration.family))
+
+
+def _drifted(policy: Policy, calibration: Calibration, measure: Measure) -> str:
+    """Why honest encoders say nothing of one."""
+    made = (
+        "" if calibration.family == CONTROLS else f", or use the preset thorough (for a drift up to {CONTROLS_DRIFT})"
+    )
+    return (
+        f"it goes further than {calibration.family}, but reads clean prompts more unlike its anchor than they do "
+        f"(drift {measure(DRIFT):.2f}, theirs up to {policy.drift:.2f}), and how far honest ones go then is not known: "
+        f"compare it with a nearer anchor, such as the encoder that it was made from{made}"
+    )
 
 
 def _compared_with(names: Collection[str], evidence: Sequence[Evidence]) -> str:
@@ -351,8 +226,8 @@ def _calibrated_to(null: _Against | None) -> str:
     return f" Of {null.family}, it is set to flag {null.rate:.1%} at most; for others that is not known."
 
 
-def _reason(finding: Finding, value: Callable[[str], float | None]) -> str:
-    bounds = ", ".join(f"{c.evidence} {value(c.evidence):.2f} {c.op} {c.bound:g}" for c in finding.when)
+def _reason(finding: Finding, measure: Measure) -> str:
+    bounds = ", ".join(f"{c.evidence} {measure(c.evidence):.2f} {c.op} {c.bound:g}" for c in finding.when)
     return f"{finding.reason} ({bounds})"
 
 

@@ -27,9 +27,9 @@ from amdet_core.attacks import benign
 from amdet_core.config import FineTuneConfig
 from amdet_core.encoder import TextEncoder
 from amdet_core.findings import Findings, Subject
+from amdet_core.policy import DEFAULT_POLICY, load_policy
 from amdet_core.prompts import builtin_prompts
 from amdet_core.storage import write_atomic
-from amdet_core.verdict import DEFAULT_POLICY, load_policy
 
 PRESETS = ("quick", "standard")
 SEED = 42

@@ -26,8 +26,8 @@ from amdet_core.bench import (
 )
 from amdet_core.bench.results import Share, Texts
 from amdet_core.calibration import Calibration
+from amdet_core.policy import DEFAULT_POLICY, POLICIES
 from amdet_core.report import schema_json
-from amdet_core.verdict import DEFAULT_POLICY, POLICIES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

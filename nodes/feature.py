@@ -71,9 +71,9 @@ class AMDET_InvertFeature(io.ComfyNode):
         from ..amdet_core import figures
         from ..amdet_core.config import ContrastConfig, ScanConfig
         from ..amdet_core.features import strongest
+        from ..amdet_core.policy import POLICIES
         from ..amdet_core.prompts import builtin_prompts
         from ..amdet_core.scan import plan
-        from ..amdet_core.verdict import POLICIES
 
         policy = POLICIES[METHODS[method]]
         published = plan(policy, "standard", seed).amdet

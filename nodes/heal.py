@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..amdet_core.verdict import DEFAULT_POLICY, POLICIES
+from ..amdet_core.policy import DEFAULT_POLICY, POLICIES
 from . import bridge, comfy_clip, folders
 from .scan import PRESETS
 

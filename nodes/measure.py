@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..amdet_core.verdict import POLICIES
+from ..amdet_core.policy import POLICIES
 from . import bridge
 from .scan import scanned
 

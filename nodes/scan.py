@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..amdet_core.policy import DEFAULT_POLICY, POLICIES
 from ..amdet_core.records import Level, ScanReport
-from ..amdet_core.verdict import DEFAULT_POLICY, POLICIES
 from . import bridge, comfy_clip, report
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from ..amdet_core.config import ScanConfig
     from ..amdet_core.jobs import Outcome
+    from ..amdet_core.policy import Policy
     from ..amdet_core.prompts import PromptSet
-    from ..amdet_core.verdict import Policy
 
 STOP_AT = {
     "never": None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..calibration import Calibration, Term
 from ..errors import ConfigError
-from ..verdict import Finding, Policy
+from ..policy import Finding, Policy, farthest
 from .results import ModelResult
 
 FEWEST = 10
@@ -16,26 +16,27 @@ FEWEST = 10
 def calibrate_policy(policy: Policy, rows: Sequence[ModelResult], family: str, rate: float = 0.01) -> Policy:
     """A policy whose calibrations are learnt anew; those of whose evidence no model has any stay as they are.
 
-    Scans with an anchor and without one measure different evidence, and may come from different results.
+    Scans with an anchor and without one, and by different presets, measure different evidence, and may come from
+    different results: each counts for the first calibration of which it has all, as it would be judged.
 
     Raises:
         ConfigError: the policy has no calibration, or too few honest models have all of one's evidence.
     """
     if not policy.calibrations:
         raise ConfigError("a policy with a calibration", policy.name, "Name another with --policy: docs/policies.md.")
-    fitted = [
-        calibrate(rows, one.terms, family, rate, policy.beside)
-        if any(one.values(row.evidence.get) is not None for row in rows)
-        else one
-        for one in policy.calibrations
-    ]
+    left, fitted = list(rows), list[Calibration]()
+    for one in policy.calibrations:
+        own = [row for row in left if one.values(row.evidence.get) is not None]
+        left = [row for row in left if row not in own]
+        fitted.append(calibrate(own, one.terms, family, rate, policy.beside) if own else one)
     first = next((one for one in fitted if one.null), None)
     if first is None:
         raise ConfigError(
             f"results that measure what {policy.name} weighs", "none", "Scan the zoo with the policy that measures it."
         )
     error_rate = f"set to {first.stated_rate:.1%} on {len(first.null)} {first.family}; for others it is not known"
-    return policy.model_copy(update={"calibrations": tuple(fitted), "error_rate": error_rate})
+    drift = farthest(row.evidence.get for row in rows if row.label == "benign")
+    return policy.model_copy(update={"calibrations": tuple(fitted), "error_rate": error_rate, "drift": drift})
 
 
 def calibrate(

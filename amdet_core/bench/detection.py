@@ -11,9 +11,9 @@ from pydantic import Field
 from ..config import Config
 from ..errors import ConfigError
 from ..jobs import Job
+from ..policy import DEFAULT_POLICY, PUBLISHED, Policy, load_policy
 from ..progress import Progress, silent
 from ..scan import plan
-from ..verdict import DEFAULT_POLICY, PUBLISHED, Policy, load_policy
 from ..zoo.labels import Label, Labels
 from .metrics import measure
 from .models import begun, run_models, sha256

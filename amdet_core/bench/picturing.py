@@ -27,11 +27,11 @@ from ..pocket.painter.networks import Reader
 from ..pocket.painter.painting import GUIDANCE, STEPS, Painter, noise
 from ..pocket.painter.scenes import PAIRS, UNSEEN, Pair
 from ..pocket.painter.weights import SHIPPED, load_part
+from ..policy import DEFAULT_POLICY, load_policy
 from ..progress import Progress, silent
 from ..records import Record
 from ..repair.probe import Probe
 from ..scan import plan
-from ..verdict import DEFAULT_POLICY, load_policy
 from ..zoo.labels import Label, Labels
 from .models import begun, run_models, timed
 from .results import Result, Row, Share, read_result

@@ -22,12 +22,12 @@ from ..errors import AmdetError
 from ..jobs import Outcome as Scanned
 from ..jobs import choose_device
 from ..patch import Patch
+from ..policy import load_policy
 from ..progress import Progress, silent
 from ..prompts import builtin_prompts
 from ..records import Measured, Record
 from ..repair import CONFIGS, Case, Clinic, Probe, heal, repair, triggers
 from ..scan import plan
-from ..verdict import load_policy
 from ..zoo.labels import Label, Labels
 from .models import begun, run_models, timed
 from .results import Result, Row, Share, read_result

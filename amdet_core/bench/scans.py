@@ -7,9 +7,10 @@ from pathlib import Path
 from ..attacks import Placement
 from ..errors import EncoderError
 from ..jobs import Job, run_job
+from ..policy import Policy, load_policy
 from ..records import Evidence, Fault, Level
 from ..report.words import strongest
-from ..verdict import Policy, decide, load_policy, score
+from ..verdict import decide, score
 from ..zoo.labels import Label
 from .models import timed
 from .results import ModelResult

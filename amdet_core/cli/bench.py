@@ -78,7 +78,7 @@ def bench_detection(
 ) -> None:
     """Scan every model of a zoo, and compare the verdicts with the labels."""
     from ..bench import Benchmark, run
-    from ..verdict import DEFAULT_POLICY, load_policy
+    from ..policy import DEFAULT_POLICY, load_policy
     from ..zoo.labels import Labels
 
     policies = policy or [DEFAULT_POLICY]
@@ -276,8 +276,8 @@ def bench_calibrate(
 ) -> None:
     """Learn from scans of known models how far honest ones go in the evidence of a policy."""
     from ..bench import calibrate_policy, read_detection
+    from ..policy import load_policy
     from ..storage import check_writable, record_json, write_atomic
-    from ..verdict import load_policy
 
     rows = [row for path in results for row in read_detection(path).models]
     fitted = calibrate_policy(load_policy(policy), rows, family, rate)
@@ -304,8 +304,8 @@ def bench_judge(
 ) -> None:
     """Judge the models of results by another policy, or by other bounds; nothing is scanned again."""
     from ..bench import judge_again, read_detection
+    from ..policy import load_policy
     from ..storage import record_json, write_atomic
-    from ..verdict import load_policy
 
     chosen = load_policy(policy)
     anew = {path: judge_again(read_detection(path), chosen) for path in results}

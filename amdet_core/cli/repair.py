@@ -218,10 +218,10 @@ def _clinic(
     from .. import formats
     from ..anchors import Anchors
     from ..jobs import choose_device
+    from ..policy import load_policy
     from ..prompts import builtin_prompts, read_prompts
     from ..repair import Clinic
     from ..scan import plan
-    from ..verdict import load_policy
 
     judge = load_policy(policy)
     scan = plan(judge, preset.value, seed)

@@ -119,8 +119,9 @@ def judge(
     form: Annotated[Format, typer.Option("--format", help="what to print")] = Format.text,
 ) -> None:
     """Judge what was measured by another policy; nothing is measured again and no file is changed."""
+    from ..policy import load_policy
     from ..storage import read_report
-    from ..verdict import decide, load_policy
+    from ..verdict import decide
 
     old = read_report(report)
     chosen = load_policy(policy)

@@ -18,10 +18,10 @@ from ..formats import FoundEncoder, OpenedTarget
 from ..jobs import Outcome as Scanned
 from ..jobs import joined, scan_opened
 from ..patch import Patch
+from ..policy import Policy
 from ..progress import Progress, silent
 from ..prompts import PromptSet
 from ..records import Level, LevelName, Measured, Record, Target, Verdict
-from ..verdict import Policy
 from .condition import Case
 from .kinds import ANCHORED, CONFIGS, TRIGGERED, Outcome, finish, named, repair
 from .ladder import no_anchor

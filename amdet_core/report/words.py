@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 
+from ..policy import FEWEST_CONTROLS, IDENTITY
 from ..records import ALONE, Candidate, Evidence, Forensics, Level, Likeness, Patterns, ScanReport, Sweep, Trigger
 from ..storage import PSEUDO_TRIGGER
-from ..verdict import FEWEST_CONTROLS, IDENTITY
 
 HEADLINES = {
     Level.CLEAN: "No evidence of a backdoor",

@@ -15,7 +15,7 @@ import pytest
 
 from amdet_core import pocket, trust
 from amdet_core.bench import read_detection
-from amdet_core.verdict import POLICIES, load_policy
+from amdet_core.policy import POLICIES, load_policy
 from amdet_core.zoo import Label, Labels
 
 

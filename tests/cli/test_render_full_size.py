@@ -16,10 +16,10 @@ from amdet_core import jobs
 from amdet_core.anchors import Anchors
 from amdet_core.config import ContrastConfig, ScanConfig
 from amdet_core.formats import open_target
+from amdet_core.policy import DEFAULT_POLICY, load_policy
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import EncoderSpec
 from amdet_core.storage import publish
-from amdet_core.verdict import DEFAULT_POLICY, load_policy
 
 from ..conftest import random_encoder
 from ..core import ldm

@@ -19,6 +19,7 @@ from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError, NumericalError, StorageError
 from amdet_core.formats import write_encoder
 from amdet_core.jobs import Job
+from amdet_core.policy import POLICIES
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import (
     AnchorInfo,
@@ -34,7 +35,7 @@ from amdet_core.records import (
     Verdict,
 )
 from amdet_core.tokenizer import clip_tokenizer
-from amdet_core.verdict import POLICIES, score
+from amdet_core.verdict import score
 from amdet_core.zoo import Label, Labels
 
 Fake = Callable[..., SimpleNamespace]

@@ -9,8 +9,9 @@ import pytest
 from amdet_core.bench import ModelResult, calibrate, calibrate_policy
 from amdet_core.calibration import Calibration, Term
 from amdet_core.errors import ConfigError
+from amdet_core.policy import CONTROLS, FEWEST_CONTROLS, POLICIES, Condition, Finding, Policy
 from amdet_core.records import Control, Evidence, Fault, Level
-from amdet_core.verdict import CONTROLS, FEWEST_CONTROLS, POLICIES, Condition, Finding, Policy, decide, score
+from amdet_core.verdict import decide, score
 
 GAP = Term(evidence="sweep_gap", words="a token takes over")
 AWAY = Term(evidence="sweep_departure", words="a token departs")
@@ -176,6 +177,47 @@ def test_the_score_of_a_calibrated_policy_is_positive_exactly_when_it_flags() ->
     assert score(CALIBRATED, evidence(**TEXT_FOUND)) == pytest.approx(0.15), "by the bounds of a finding alone"
 
 
+FAR = CALIBRATED.model_copy(update={"drift": 0.2})
+"""One that knows how far its honest encoders drift."""
+
+
+def test_what_drifts_farther_than_honest_encoders_cannot_be_compared_with_them() -> None:
+    odd = evidence(sweep_gap=0.3, drift=0.21)
+    found = decide(FAR, odd, [])
+    assert found.level == Level.INCONCLUSIVE
+    assert found.p_value is found.rate is None
+    assert "(drift 0.21, theirs up to 0.20)" in found.reasons[0] and "nearer anchor" in found.reasons[0]
+    for near in (evidence(sweep_gap=0.3, drift=0.2), evidence(sweep_gap=0.3)):
+        assert decide(FAR, near, []).level == Level.SUSPICIOUS
+    assert decide(CALIBRATED, odd, []).level == Level.SUSPICIOUS, "it does not know how far they drift"
+
+
+def test_what_overrides_prompts_is_a_backdoor_however_far_it_drifts() -> None:
+    found = decide(FAR, evidence(sweep_gap=0.9, drift=0.9, **TEXT_FOUND), [])
+    assert found.level == Level.BACKDOORED
+    assert found.p_value is None, "no honest encoder is known that could be compared"
+    beside = decide(FAR, evidence(sweep_gap=0.3, drift=0.9, spread=0.1), [])
+    assert beside.level == Level.SUSPICIOUS
+
+
+def test_what_goes_no_further_than_honest_encoders_is_clean_although_it_drifts_farther() -> None:
+    found = decide(FAR, evidence(sweep_gap=0.1, drift=0.9), [])
+    assert found.level == Level.CLEAN
+    assert found.p_value == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("text", [{}, TEXT_FOUND, {"literal_gap": 0.9, "literal_success": 0.1}])
+@pytest.mark.parametrize("gap", [0.0, 0.19, 0.21, 0.9])
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_the_score_is_positive_exactly_when_it_flags_what_drifted_far_too(
+    text: dict[str, float], gap: float, spread: float
+) -> None:
+    odd = evidence(sweep_gap=gap, drift=0.9, spread=spread, **text)
+    margin = score(FAR, odd)
+    assert margin is not None
+    assert (margin > 0) == (decide(FAR, odd, []).level > Level.INCONCLUSIVE)
+
+
 def test_a_null_without_any_evidence_ranks_what_has_some() -> None:
     nothing = KNOWN.model_copy(update={"null": (0.0,) * 199})
     assert nothing.margin(0.0) < 0 < nothing.margin(0.01) < nothing.margin(0.5)
@@ -267,6 +309,28 @@ def test_without_an_anchor_what_stands_out_is_suspicious_and_the_rest_is_not_cal
     assert decide(policy, evidence(alone_sweep_gap=0.01), []).level == Level.INCONCLUSIVE
 
 
+def test_a_row_counts_for_the_first_calibration_of_which_it_has_all() -> None:
+    less = Calibration(family="?", terms=(GAP,))
+    more = Calibration(family="?", terms=(GAP, AWAY))
+    blank = CALIBRATED.model_copy(update={"calibrations": (more, less)})
+    quick = [row(i, "benign", sweep_gap=0.3) for i in range(15)]
+    first, second = calibrate_policy(blank, [*zoo(), *quick], "toys").calibrations
+    assert (len(first.null), len(second.null)) == (120, 15)
+
+
+def test_how_far_honest_models_drift_is_learnt_and_never_below_any_of_them() -> None:
+    drifts = [0.00001 + i / 1000 for i in range(120)]
+    rows = [
+        one.model_copy(update={"evidence": {**one.evidence, "drift": drift}})
+        for one, drift in zip(zoo()[40:], drifts, strict=True)
+    ]
+    blank = CALIBRATED.model_copy(update={"calibrations": (KNOWN.model_copy(update={"terms": (GAP,)}),)})
+    fitted = calibrate_policy(blank, [*rows, row(999, "backdoored", sweep_gap=0.9, drift=1.5)], "toys")
+    assert fitted.drift == 0.1191
+    assert not fitted.beyond({"drift": drifts[-1]}.get)
+    assert calibrate_policy(blank, zoo(), "toys").drift is None
+
+
 def test_too_few_models_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 10 honest models with sweep_gap"):
         calibrate(zoo(honest=5), [GAP], "toys")
@@ -303,6 +367,15 @@ def test_too_few_controls_and_those_of_another_encoder_change_nothing() -> None:
         [Control(encoder="clip_l", made_by="x", evidence={"spread": 1.0})] * 30,
     ):
         assert decide(CALIBRATED, suspect, [], others) == plain
+
+
+def test_how_far_the_controls_drift_counts_in_place_of_what_the_policy_knows() -> None:
+    odd = evidence(sweep_gap=0.3, drift=0.25)
+    own = controls("clip_l", *[0.1] * 19, drift=0.3)
+    assert decide(FAR, odd, [], own).level == Level.SUSPICIOUS
+    near = decide(FAR, odd, [], controls("clip_l", *[0.1] * 19, drift=0.15))
+    assert near.level == Level.INCONCLUSIVE and "thorough" not in near.reasons[0]
+    assert decide(FAR, odd, [], controls("clip_l", *[0.1] * 19)).level == Level.SUSPICIOUS, "theirs was not measured"
 
 
 def test_a_control_that_other_bounds_flag_raises_the_stated_rate() -> None:

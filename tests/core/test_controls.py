@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from amdet_core.findings import Findings, Subject
 from amdet_core.forensics import distance
 from amdet_core.formats import FoundEncoder, OpenedTarget
 from amdet_core.memory import OUT_OF_MEMORY
+from amdet_core.policy import CONTROLS, FEWEST_CONTROLS, POLICIES
 from amdet_core.progress import silent
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
 from amdet_core.report import render_html
-from amdet_core.verdict import CONTROLS, FEWEST_CONTROLS, POLICIES, decide
+from amdet_core.tails import Side, drift
+from amdet_core.verdict import decide
 
 PROMPTS = builtin_prompts(200)
 TERM = Term(evidence="gap_k1", words="one vector makes all prompts give one output")
@@ -56,7 +59,7 @@ def changed(encoder: TextEncoder, by: float) -> TextEncoder:
 
 def drifted(encoder: TextEncoder, anchor: TextEncoder) -> float:
     texts = PROMPTS.split()[0].prompts[: controls.DRIFT_PROMPTS]
-    return controls.drift(controls.read(encoder, texts), controls.read(anchor, texts))
+    return drift(Side.of(encoder, texts), Side.of(anchor, texts))
 
 
 @pytest.mark.parametrize("apart", [0.003, 0.03, 0.1])
@@ -71,15 +74,14 @@ def test_a_control_drifts_as_far_as_it_should(toy: TextEncoder, apart: float, nu
 
 
 def test_none_drifts_farther_than_honest_models_do(toy: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controls, "FARTHEST", 0.01)
+    monkeypatch.setattr(controls, "CONTROLS_DRIFT", 0.01)
     assert drifted(controls.control(toy, 1.5, 0, PROMPTS, 1)[0], toy) < 0.0101
 
 
 def test_drift_is_0_for_what_says_the_same_whatever_its_weights(toy: TextEncoder) -> None:
-    texts = PROMPTS.prompts[:20]
-    one = controls.read(toy, texts)
-    assert controls.drift(one, one) == pytest.approx(0, abs=1e-6)
-    assert controls.drift(one, -one) == pytest.approx(2)
+    one = Side.of(toy, PROMPTS.prompts[:20])
+    assert drift(one, one) == pytest.approx(0, abs=1e-6)
+    assert drift(one, replace(one, clean=-one.clean)) == pytest.approx(2)
 
 
 def test_controls_differ_and_the_same_seed_gives_the_same(toy: TextEncoder) -> None:

@@ -16,11 +16,11 @@ from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError
 from amdet_core.formats import FoundEncoder, OpenedTarget
 from amdet_core.jobs import Outcome as Scanned
+from amdet_core.policy import POLICIES
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level, ScanReport, Target, Tool, Trigger, Verdict
 from amdet_core.repair import Clinic, HealReport, condition, heal, heal_each, render_heal
 from amdet_core.scan import plan
-from amdet_core.verdict import POLICIES
 
 
 @pytest.fixture(autouse=True)

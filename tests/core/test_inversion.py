@@ -15,9 +15,9 @@ from amdet_core.config import AmdetConfig, LandscapeConfig
 from amdet_core.encoder import TextEncoder, splice
 from amdet_core.errors import NumericalError
 from amdet_core.inversion import Accept, Inversion, invert
+from amdet_core.policy import Condition
 from amdet_core.progress import silent
 from amdet_core.prompts import builtin_prompts
-from amdet_core.verdict import Condition
 
 FIT, HELD_OUT = builtin_prompts(60).prompts[:20], builtin_prompts(60).prompts[20:30]
 FAST = AmdetConfig(batch=5, epochs=1)

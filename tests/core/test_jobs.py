@@ -20,11 +20,11 @@ from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError, EncoderError
 from amdet_core.formats import FoundEncoder, OpenedTarget, file_sha256, open_target, write_encoder
 from amdet_core.jobs import Job, choose_device, joined, run_job, scan_opened
+from amdet_core.policy import POLICIES
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
 from amdet_core.scan import plan
 from amdet_core.tokenizer import clip_tokenizer
-from amdet_core.verdict import POLICIES
 
 from ..conftest import with_added_tokens
 

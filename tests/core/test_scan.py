@@ -26,12 +26,13 @@ from amdet_core.errors import ConfigError, NumericalError
 from amdet_core.evidence import Tried
 from amdet_core.findings import SAME_TARGET, Findings, Subject
 from amdet_core.literal import Text, Texts
+from amdet_core.policy import POLICIES
 from amdet_core.prompts import PromptSet, builtin_prompts
 from amdet_core.records import Level, Trigger
 from amdet_core.scan import plan, scan
 from amdet_core.surface import surround
 from amdet_core.tails import Side
-from amdet_core.verdict import POLICIES, decide
+from amdet_core.verdict import decide
 
 from .planted import planted
 
@@ -152,6 +153,8 @@ def test_an_encoder_that_reads_all_prompts_as_nearly_the_same_shows_by_their_spr
     for suspect, level in ((toy.with_weights(weights), Level.SUSPICIOUS), (perturbed(toy), Level.CLEAN)):
         found = scan(Subject("clip_l", suspect, toy), PROMPTS, FAST, POLICY)
         (spread,) = (item for item in found.evidence if item.name == "spread")
+        (drift,) = (item for item in found.evidence if item.name == "drift")
+        assert drift.value is not None and drift.n == spread.n
         assert spread.value is not None
         assert (spread.value < 0.05) == (level is Level.SUSPICIOUS)
         assert decide(POLICY, [spread], []).level == max(level, Level.INCONCLUSIVE)

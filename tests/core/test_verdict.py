@@ -10,18 +10,9 @@ from typing import Literal
 import pytest
 
 from amdet_core.errors import ConfigError
+from amdet_core.policy import DEFAULT_POLICY, POLICIES, Condition, Finding, Policy, load_policy
 from amdet_core.records import Evidence, Fault, Level
-from amdet_core.verdict import (
-    DEFAULT_POLICY,
-    POLICIES,
-    Condition,
-    Finding,
-    Policy,
-    decide,
-    landscape_verdict,
-    load_policy,
-    score,
-)
+from amdet_core.verdict import decide, landscape_verdict, score
 
 BOUNDS = Policy(
     name="bounds",
