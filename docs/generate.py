@@ -114,6 +114,10 @@ def _policies() -> Iterator[str]:
             when = ", ".join(f"`{condition}`" for condition in finding.when)
             yield f"| {finding.level.name.lower()} | {when} | {finding.reason} |"
         yield f"\nRequired: {', '.join(f'`{name}`' for name in policy.required)}.\n"
+        if policy.drift is not None:
+            yield "One that goes further than the honest ones below, and drifts farther, is `inconclusive`"
+            yield f"(`drift > {policy.drift:g}`), unless a finding of the gravest level holds, or one of what is not"
+            yield "weighed below.\n"
         for calibration in policy.calibrations:
             yield from _calibration(calibration)
 

@@ -78,6 +78,7 @@ MEANINGS = {
     "pattern_departure": "how far the one pattern that does so most makes the encoder leave its anchor",
     "sweep_sigma": "how far that departure stands out from those of all other tokens",
     "spread": "how far apart prompts are read, as a share of how far the anchor reads them apart",
+    "drift": "how unlike its anchor clean prompts are read: one minus the mean cosine",
     "suspect_collapse": "agreement of the suspect's outputs across prompts, with the feature",
     "anchor_collapse": "agreement of the anchor's outputs across prompts, with the feature",
     "smallest_gap_of_seeds": "gap of the weakest of the independent runs",
