@@ -17,6 +17,7 @@ from markupsafe import Markup
 from .. import figures
 from ..drawing import Drawing, svg
 from ..glyphs import glyphs, plain
+from ..policy import DRIFT
 from ..records import Candidate, Forensics, LayerChange, ScanReport
 from . import words
 
@@ -72,7 +73,12 @@ def _candidates(report: ScanReport) -> list[tuple[str, Markup]]:
     shown = []
     if any(figures.has_gap(candidate) for candidate in report.candidates):
         bars = figures.svg(figures.gaps(report.candidates), "Gap of each candidate")
-        shown.append(("How much more the outputs agree than the anchor's, by recovered feature.", Markup(bars)))
+        shown.append(
+            (
+                "How much more the outputs agree than the anchor's, or than without the feature, by recovered feature.",
+                Markup(bars),
+            )
+        )
     if any(candidate.loss for candidate in report.candidates):
         curves = figures.svg(figures.loss_curves(report.candidates), "Loss by step")
         shown.append(("Loss by step of each run.", Markup(curves)))
@@ -87,7 +93,7 @@ def _controls(report: ScanReport) -> list[tuple[str, list[str], list[tuple[str, 
         rows = []
         for e in report.evidence:
             reached = [value for control in honest if (value := control.evidence.get(e.name)) is not None]
-            if e.encoder == encoder and (e.direction == "higher" or e.name == CHANGE) and reached:
+            if e.encoder == encoder and (e.direction == "higher" or e.name in (DRIFT, CHANGE)) and reached:
                 rows.append((e.name, e.value, min(reached), max(reached)))
         tables.append((encoder, [control.made_by for control in honest], rows))
     return tables
@@ -126,5 +132,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=words.number, meaning=words.meaning, most_changed=_most_changed)
+    environment.filters.update(
+        alone=words.alone, number=words.number, meaning=words.meaning, most_changed=_most_changed
+    )
     return environment

@@ -156,6 +156,16 @@ def identical(report: ScanReport) -> tuple[str, ...]:
     return tuple(e.encoder for e in report.evidence if e.name == IDENTITY and e.value == 1)
 
 
+def alone(report: ScanReport, encoder: str) -> bool:
+    """Whether an encoder was compared with itself, for want of an anchor."""
+    return any(one.encoder == encoder and one.name.startswith(ALONE) for one in report.evidence)
+
+
+def _reference(report: ScanReport, encoder: str) -> str:
+    """What its outputs with something added agree more than."""
+    return "they do without it" if alone(report, encoder) else "the anchor's do"
+
+
 def of_a_file(report: ScanReport) -> bool:
     """Whether a file was scanned, and not what a host had loaded."""
     return all(encoder.layout != "graph" for encoder in report.target.encoders)
@@ -231,10 +241,10 @@ def _compared(report: ScanReport) -> Iterator[str]:
 
 def _trigger(report: ScanReport) -> Iterator[str]:
     if report.trigger is not None:
-        yield from _literal(report.trigger)
+        yield from _literal(report, report.trigger)
         for other in report.triggers[1:]:
             yield "Another one leads to another output."
-            yield from _literal(other)
+            yield from _literal(report, other)
     elif report.verdict.level >= Level.SUSPICIOUS:
         yield "It could not be written as text; the recovered feature below stands for it."
     elif report.verdict.level == Level.INCONCLUSIVE:
@@ -243,19 +253,20 @@ def _trigger(report: ScanReport) -> Iterator[str]:
         yield "None was found."
         if report.triggers:
             yield "The text that comes nearest to one:"
-            yield from _literal(report.triggers[0])
-    yield from map(_swept, report.sweeps)
+            yield from _literal(report, report.triggers[0])
+    yield from (_swept(report, sweep) for sweep in report.sweeps)
     yield from map(_patterned, report.patterns)
 
 
-def _swept(sweep: Sweep) -> str:
+def _swept(report: ScanReport, sweep: Sweep) -> str:
     """What trying every token shows and excludes."""
     most = sweep.leads[0]
+    does = "changes the encoder's answers" if alone(report, sweep.encoder) else "makes the encoder leave its anchor"
     gap = max(lead.gap for lead in sweep.leads)
     return (
         f"{sweep.encoder}: {sweep.tried:,} tokens and characters were tried one by one. “{most.text}” stands out most: "
-        f"{PLACES[most.place]} prompts it makes the encoder leave its anchor by {most.departure:.2f} (cosine); "
-        f"no other one does more. The largest agreement of outputs that one causes is {gap:.2f} beyond the anchor's."
+        f"{PLACES[most.place]} prompts it {does} by {most.departure:.2f} (cosine); no other one does more. With one of "
+        f"them outputs agree {gap:.2f} more than {_reference(report, sweep.encoder)}; with no other one more than that."
         + "".join(f" The file says that it was taught “{lead.text}”." for lead in sweep.leads if lead.declared)
     )
 
@@ -269,11 +280,12 @@ def _patterned(patterns: Patterns) -> str:
     )
 
 
-def _literal(trigger: Trigger) -> Iterator[str]:
+def _literal(report: ScanReport, trigger: Trigger) -> Iterator[str]:
     yield f"“{trigger.text}” in {trigger.encoder}, found as {trigger.found_by}."
+    more = f"{trigger.collapse:.2f} more than {_reference(report, trigger.encoder)}"
     yield (
-        f"With it {PLACES[trigger.place]} prompts, {trigger.n:,} that were held out, the outputs agree "
-        f"{trigger.collapse:.2f} more than the anchor's do (0: no more, 1: they are all the same)."
+        f"With it {PLACES[trigger.place]} prompts, {trigger.n:,} that were held out, the outputs agree {more} "
+        "(0: no more, 1: they are all the same)."
     )
     if trigger.asr is not None and trigger.asr_interval is not None:
         low, high = trigger.asr_interval
@@ -292,7 +304,8 @@ def _effect(report: ScanReport) -> Iterator[str]:
             yield known if report.verdict.level == Level.CLEAN else "Not known: no feature was recovered."
         return
     gap = best.indicators.get("gap")
-    strength = "" if gap is None else f" (gap to the anchor {gap:.2f})"
+    beside = "prompts without it" if alone(report, best.encoder) else "the anchor"
+    strength = "" if gap is None else f" (gap to {beside} {gap:.2f})"
     if report.verdict.level < Level.SUSPICIOUS:
         yield f"The strongest feature that was recovered is not what the policy calls a finding{strength}."
         return

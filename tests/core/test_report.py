@@ -13,6 +13,7 @@ from amdet_core.errors import ConfigError
 from amdet_core.gallery import gallery
 from amdet_core.glyphs import plain
 from amdet_core.records import (
+    ALONE,
     AnchorInfo,
     Candidate,
     EncoderInfo,
@@ -22,10 +23,12 @@ from amdet_core.records import (
     Forensics,
     Landscape,
     LayerChange,
+    Lead,
     Level,
     Likeness,
     RowChange,
     ScanReport,
+    Sweep,
     Target,
     Tool,
     Trigger,
@@ -345,6 +348,24 @@ def test_finding_names_the_embedding_that_shows_its_effect() -> None:
 def test_a_feature_is_said_to_do_as_much_as_was_measured(strength: float, level: Level, words: str) -> None:
     made = report(level, "It is.", evidence=(gap(strength),), candidates=(candidate(strength),))
     assert words in " ".join(render_text(made).split())
+
+
+def test_without_an_anchor_nothing_is_said_to_have_been_compared_with_one() -> None:
+    lead = Lead(
+        text="o", tokens=("o</w>",), token_ids=(78,), place="end", gap=0.9, departure=0.8, sigma=30.0, declared=False
+    )
+    sweep = Sweep(encoder="clip_l", tried=9, prompts=(1,), excluded_below=0.1, leads=(lead,), n=64)
+    made = backdoored().model_copy(update={"sweeps": (sweep,)})
+    anchored = " ".join(line for one in sections(made) if one.key in ("trigger", "effect") for line in one.lines)
+    assert "the anchor" in anchored and "without it" not in anchored
+    own = tuple(one.model_copy(update={"name": ALONE + one.name}) for one in made.evidence)
+    lone = made.model_copy(update={"evidence": own, "anchor": None})
+    said = " ".join(line for one in sections(lone) if one.key in ("trigger", "effect") for line in one.lines)
+    assert "anchor" not in said
+    assert "more than they do without it" in said and "gap to prompts without it" in said
+    assert "0.90 more than they do without it; with no other one more than that" in said
+    assert "it changes the encoder's answers by 0.80" in said
+    assert "than without it" in Page(render_html(lone)).text
 
 
 def test_what_a_token_reads_as_is_said_where_no_feature_shows_it() -> None:
