@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from typing import Literal
@@ -31,9 +32,19 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; raises StorageError."""
+    """SHA-256 of a file's bytes, in hexadecimal; raises StorageError. One that stayed as it was is read once."""
+    with reading(path):
+        state = path.stat()
+        return _sha256(
+            path.absolute(), (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        )
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, state: tuple[int, ...]) -> str:
+    """Of a file in one state."""
     digest = hashlib.sha256()
-    with reading(path), path.open("rb") as file:
+    with path.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amdet_core.encoder import POSITION_TABLE, PROJECTION, TextEncoder, expected_shapes
-from amdet_core.errors import EncoderError
+from amdet_core.errors import EncoderError, StorageError
 from amdet_core.formats import TRIGGER_PHRASE, OpenedTarget, file_sha256, only_encoder, open_target
+from amdet_core.formats.files import sha256
 from amdet_core.formats.layouts import to_open_clip
 from amdet_core.formats.open import FLOATS
 from amdet_core.records import EncoderSpec
@@ -445,6 +446,20 @@ def test_weights_do_not_change_with_the_file_afterwards(tmp_path):
     with (tmp_path / "x.bin").open("r+b") as file:
         file.write(bytes((tmp_path / "x.bin").stat().st_size))
     assert_same(found.encoder, encoder)
+
+
+def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
+    path, read = tmp_path / "model.safetensors", []
+    path.write_bytes(b"one")
+    monkeypatch.setattr(Path, "open", lambda file, mode, real=Path.open: read.append(file) or real(file, mode))
+    assert sha256(path) == sha256(path) == hashlib.sha256(b"one").hexdigest()
+    assert len(read) == 1
+    path.unlink()
+    path.write_bytes(b"two")
+    assert sha256(path) == hashlib.sha256(b"two").hexdigest()
+    path.unlink()
+    with pytest.raises(StorageError, match="can be read"):
+        sha256(path)
 
 
 def test_the_hash_of_a_file_is_its_sha256(tmp_path):
