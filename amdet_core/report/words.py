@@ -201,8 +201,12 @@ def _why(report: ScanReport) -> Iterator[str]:
     yield from map(_sentence, report.verdict.reasons)
     policy, controls = report.config.get("policy"), Counter(control.encoder for control in report.controls)
     by_them = min(controls.values(), default=0) >= FEWEST_CONTROLS  # the statement says their rate
+    lone = [encoder for encoder in report.target.encoders if alone(report, encoder.name)]
+    if lone:
+        yield "How often a scan without an anchor is wrong is not known."
     if (
-        isinstance(policy, dict)
+        len(lone) < len(report.target.encoders)
+        and isinstance(policy, dict)
         and policy.get("name") == report.verdict.policy
         and "error_rate" in policy
         and not by_them

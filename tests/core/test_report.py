@@ -366,6 +366,9 @@ def test_without_an_anchor_nothing_is_said_to_have_been_compared_with_one() -> N
     assert "0.90 more than they do without it; with no other one more than that" in said
     assert "it changes the encoder's answers by 0.80" in said
     assert "than without it" in Page(render_html(lone)).text
+    why = " ".join(sections(lone)[0].lines)
+    assert "How often a scan without an anchor is wrong is not known." in why and "How often policy" not in why
+    assert "How often policy" in " ".join(sections(made)[0].lines)
 
 
 def test_what_a_token_reads_as_is_said_where_no_feature_shows_it() -> None:
