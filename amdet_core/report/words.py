@@ -369,6 +369,6 @@ def _advice(report: ScanReport) -> Iterator[str]:
 
 def _unchecked(report: ScanReport) -> Iterator[str]:
     notes = dict.fromkeys(report.target.not_scanned + report.not_checked)
-    yield from (f"{note.rstrip('.')}." for note in notes)
+    yield from map(_sentence, notes)
     if not report.not_checked:
         yield ALWAYS_UNCHECKED

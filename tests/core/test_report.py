@@ -409,7 +409,7 @@ def test_what_was_not_checked_is_never_empty_and_said_once() -> None:
     made = clean().model_copy(update={"not_checked": ()})
     assert "VAE" in sections(made)[-1].lines[0]
     twice = sdxl().model_copy(update={"not_checked": ("t5xxl", "more")})
-    assert sections(twice)[-1].lines == ("t5xxl.", "more.")
+    assert sections(twice)[-1].lines == ("t5xxl.", "More.")
 
 
 def test_failed_stages_are_shown_open() -> None:
