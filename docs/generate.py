@@ -13,6 +13,7 @@ from typing import Any
 from amdet_core import config
 from amdet_core.bench import (
     Detection,
+    Flips,
     ImageResult,
     Painting,
     PictureResult,
@@ -39,6 +40,7 @@ PAINTER_MARKS = "<!-- painter -->\n", "<!-- /painter -->"
 PICTURES_MARKS = "<!-- pictures -->\n", "<!-- /pictures -->"
 """The same in docs/pocket.md."""
 GUARD_MARKS = "<!-- guard -->\n", "<!-- /guard -->"
+FLIPS_MARKS = "<!-- flips -->\n", "<!-- /flips -->"
 """The same in docs/benchmark.md."""
 IMAGE_MARKS = "<!-- encoders -->\n", "<!-- /encoders -->"
 """The same in docs/images.md."""
@@ -275,11 +277,24 @@ def encoders(result: ImageResult) -> str:
 
 
 def benchmark() -> str:
-    """docs/benchmark.md with the recorded costs of a scan, and what the guard's benchmark says."""
+    """docs/benchmark.md with the recorded costs of a scan, and what other benchmarks say."""
     page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
     recorded, guarded = RESULTS / "cost.json", sorted(RESULTS.glob("guard-*.json"), reverse=True)
     page = _between(page, COST_MARKS, costs(json.loads(recorded.read_bytes())) if recorded.exists() else NOTHING)
-    return _between(page, GUARD_MARKS, "\n".join(map(guard, guarded)) or NOTHING)
+    page = _between(page, GUARD_MARKS, "\n".join(map(guard, guarded)) or NOTHING)
+    return _between(page, FLIPS_MARKS, "\n".join(map(flips, sorted(RESULTS.glob("flips-*.json")))) or NOTHING)
+
+
+def flips(path: Path) -> str:
+    """Which verdicts depend on the seed."""
+    result = Flips.model_validate_json(path.read_bytes())
+    scans, seeds = result.scans, ", ".join(map(str, result.seeds))
+    rows = "; ".join(f"{row.model} ({row.group}), flagged by {row.flagged} of {row.n}" for row in result.rows)
+    return (
+        f"{result.policy}, preset {result.preset}, {result.models.n} models of `{result.zoo}`, seeds {seeds}: "
+        f"{_percent(scans.share, scans.interval)} of {scans.n} scans say otherwise than most of their model"
+        f"{': ' if rows else ''}{rows}. [Result](../{_path(path)}).\n"
+    )
 
 
 def guard(path: Path) -> str:
