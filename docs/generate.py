@@ -127,11 +127,13 @@ def _policies() -> Iterator[str]:
 def _calibration(calibration: Calibration) -> Iterator[str]:
     """How far honest encoders go, and what is flagged."""
     honest, backdoored = len(calibration.null), calibration.n_backdoored
+    known = (
+        f" Of {backdoored} backdoored ones of the same zoos, which it does not know, {calibration.caught} are flagged."
+    )
     yield (
         f"Learnt from {honest} {calibration.family}: suspicious where any of these goes more than "
         f"{calibration.bound:.2f} times as far as they do, a rate of {calibration.kept_rate:.1%}; those bounds flag "
-        f"{calibration.alarms} of them. Of {backdoored} backdoored encoders of the same zoos, which the score does not "
-        f"know, {calibration.caught} are flagged.\n"
+        f"{calibration.alarms} of them.{known if backdoored else ''}\n"
     )
     yield "| evidence | honest ones up to | says |\n|---|---|---|"
     for term in calibration.terms:
