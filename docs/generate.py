@@ -25,6 +25,7 @@ from amdet_core.bench import (
     read_pictures,
     read_repairing,
 )
+from amdet_core.bench.repairing import METHODS
 from amdet_core.bench.results import Share, Texts
 from amdet_core.calibration import Calibration
 from amdet_core.policy import DEFAULT_POLICY, POLICIES
@@ -211,19 +212,20 @@ def _between(page: str, marks: tuple[str, str], text: str) -> str:
 
 def repairs(recorded: Mapping[str, RepairResult]) -> str:
     """Tables of the complete results, by the path of their file: every method over all models, then by kind."""
-    return "\n".join(_repairs({path: result for path, result in recorded.items() if result.complete})) + "\n"
+    return "\n".join(_repairs({path: result for path, result in recorded.items() if result.complete}))
 
 
 def _repairs(recorded: Mapping[str, RepairResult]) -> Iterator[str]:
     if not recorded:
-        yield "No repair is recorded yet."
+        yield "No repair is recorded yet.\n"
     columns = (
         "kind", "method", "n", "nearer to own", "cosine to own", "ASR", "clean cosine", "re-scan clean", "healed",
         "erased", "seconds",
     )  # fmt: skip
     for path, result in recorded.items():
         unchanged = result.metrics.unchanged
-        yield f"[{result.zoo.name}, {result.policy}]({path})"
+        what = "all methods" if result.methods == METHODS else ", ".join(result.methods)
+        yield f"[{what} on {result.zoo.name}, {result.policy}]({path})"
         if unchanged.n:
             share = _percent(unchanged.share, unchanged.interval)
             yield f"Heal left {share} of {unchanged.n} benign models as they were."
@@ -239,6 +241,7 @@ def _repairs(recorded: Mapping[str, RepairResult]) -> Iterator[str]:
                     _percent(m.erased.share, m.erased.interval), "-" if m.seconds is None else f"{m.seconds:.0f}",
                 )  # fmt: skip
                 yield f"| {' | '.join(cells)} |"
+        yield ""
 
 
 def _cosine(value: float | None) -> str:

@@ -120,13 +120,20 @@ def test_readme_shows_every_complete_repair_and_no_other() -> None:
     generate = generator()
     assert generate.repairs({"a.json": repairs(complete=False)}) == "No repair is recorded yet.\n"
     page = generate.repairs({"a.json": repairs(complete=True)})
-    assert "[small, amdet-2](a.json)\nHeal left 100.0% (2.5-100.0) of 1 benign models as they were.\n\n|" in page
+    assert (
+        "[all methods on small, amdet-2](a.json)\nHeal left 100.0% (2.5-100.0) of 1 benign models as they were.\n\n|"
+        in page
+    )
     for kind in ("all", "attribute"):
         for method in METHODS:
             assert (
                 f"| {kind} | {method} | 1 of 1 | 100.0% | 0.950 | 0.0% | 0.990 | 100.0% (2.5-100.0) "
                 "| 100.0% (2.5-100.0) | 100.0% (2.5-100.0) | 2 |" in page
             )
+    one = repairs(complete=True).model_copy(update={"methods": ("heal",)})
+    both = generate.repairs({"a.json": one, "b.json": repairs(complete=True)})
+    assert both.startswith("[heal on small, amdet-2](a.json)\n")
+    assert " |\n\n[all methods on small, amdet-2](b.json)\n" in both, "no line of another's table"
 
 
 def test_pages_show_what_painters_were_measured_to_do() -> None:
