@@ -17,18 +17,20 @@ def calibrate_policy(policy: Policy, rows: Sequence[ModelResult], family: str, r
     """A policy whose calibrations are learnt anew; those of whose evidence no model has any stay as they are.
 
     Scans with an anchor and without one, and by different presets, measure different evidence, and may come from
-    different results: each counts for the first calibration of which it has all, as it would be judged.
+    different results: each counts for every calibration of which it has all. A preset that does less is so judged by
+    those that do more as well, which go as far or further.
 
     Raises:
         ConfigError: the policy has no calibration, or too few honest models have all of one's evidence.
     """
     if not policy.calibrations:
         raise ConfigError("a policy with a calibration", policy.name, "Name another with --policy: docs/policies.md.")
-    left, fitted = list(rows), list[Calibration]()
-    for one in policy.calibrations:
-        own = [row for row in left if one.values(row.evidence.get) is not None]
-        left = [row for row in left if row not in own]
-        fitted.append(calibrate(own, one.terms, family, rate, policy.beside) if own else one)
+    fitted = [
+        calibrate(rows, one.terms, family, rate, policy.beside)
+        if any(one.values(row.evidence.get) is not None for row in rows)
+        else one
+        for one in policy.calibrations
+    ]
     first = next((one for one in fitted if one.null), None)
     if first is None:
         raise ConfigError(

@@ -309,13 +309,13 @@ def test_without_an_anchor_what_stands_out_is_suspicious_and_the_rest_is_not_cal
     assert decide(policy, evidence(alone_sweep_gap=0.01), []).level == Level.INCONCLUSIVE
 
 
-def test_a_row_counts_for_the_first_calibration_of_which_it_has_all() -> None:
+def test_a_row_counts_for_every_calibration_of_which_it_has_all() -> None:
     less = Calibration(family="?", terms=(GAP,))
     more = Calibration(family="?", terms=(GAP, AWAY))
     blank = CALIBRATED.model_copy(update={"calibrations": (more, less)})
     quick = [row(i, "benign", sweep_gap=0.3) for i in range(15)]
     first, second = calibrate_policy(blank, [*zoo(), *quick], "toys").calibrations
-    assert (len(first.null), len(second.null)) == (120, 15)
+    assert (len(first.null), len(second.null)) == (120, 135)
 
 
 def test_how_far_honest_models_drift_is_learnt_and_never_below_any_of_them() -> None:
