@@ -27,8 +27,11 @@ FEWEST_CONTROLS = 9
 """Honest controls from which a suspect is judged by them: fewer could not vouch for a rate below one in ten."""
 CONTROLS = "honest fine-tunes of its own anchor, made for this scan"
 """That family of honest encoders, in words."""
-CONTROLS_DRIFT = 0.3
-"""Drift that none of them exceeds; chosen. Strong merges of the zoo `honest` go to 0.41."""
+CONTROLS_DRIFT = 0.45
+"""Drift that none of them exceeds; chosen: strong merges of the zoo `honest` go to 0.41."""
+FARTHER = 1.25
+"""Times as far as any honest encoder, beyond which they say nothing: controls made to drift as a suspect does may fall
+short of it by a fifth."""
 
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -101,7 +104,8 @@ class Policy(Record):
         default=(), description="the one that takes most evidence first; the first of which all is there counts"
     )
     drift: float | None = Field(
-        default=None, description="how far those honest encoders drift at most; of what drifts farther they say nothing"
+        default=None,
+        description=f"how far those honest encoders drift; of what drifts {FARTHER} times as far they say nothing",
     )
 
     def calibrated(self, measure: Measure) -> tuple[Calibration, dict[Term, float]] | None:
@@ -144,9 +148,9 @@ class Policy(Record):
         return tuple(finding for finding in self.findings if finding.level == gravest)
 
     def beyond(self, measure: Measure) -> bool:
-        """Whether an encoder drifts farther than any honest one that the policy knows."""
+        """Whether an encoder drifts so much farther than any honest one that the policy knows that they say nothing."""
         drift = measure(DRIFT)
-        return self.drift is not None and drift is not None and drift > self.drift
+        return self.drift is not None and drift is not None and drift > FARTHER * self.drift
 
 
 def _built_in() -> dict[str, Policy]:

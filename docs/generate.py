@@ -28,7 +28,7 @@ from amdet_core.bench import (
 from amdet_core.bench.repairing import METHODS
 from amdet_core.bench.results import Share, Texts
 from amdet_core.calibration import Calibration
-from amdet_core.policy import DEFAULT_POLICY, POLICIES
+from amdet_core.policy import DEFAULT_POLICY, FARTHER, POLICIES
 from amdet_core.report import schema_json
 
 ROOT = Path(__file__).parents[1]
@@ -118,8 +118,8 @@ def _policies() -> Iterator[str]:
             yield f"| {finding.level.name.lower()} | {when} | {finding.reason} |"
         yield f"\nRequired: {', '.join(f'`{name}`' for name in policy.required)}.\n"
         if policy.drift is not None:
-            yield "One that goes further than the honest ones below, and drifts farther, is `inconclusive`"
-            yield f"(`drift > {policy.drift:g}`), unless a finding of the gravest level holds, or one of what is not"
+            yield "One that goes further than the honest ones below, and drifts much farther, is `inconclusive` (`drift`"
+            yield f"above {FARTHER} x {policy.drift:g}), unless a finding of the gravest level holds, or one of what is not"
             yield "weighed below.\n"
         for calibration in policy.calibrations:
             yield from _calibration(calibration)

@@ -182,12 +182,12 @@ FAR = CALIBRATED.model_copy(update={"drift": 0.2})
 
 
 def test_what_drifts_farther_than_honest_encoders_cannot_be_compared_with_them() -> None:
-    odd = evidence(sweep_gap=0.3, drift=0.21)
+    odd = evidence(sweep_gap=0.3, drift=0.26)
     found = decide(FAR, odd, [])
     assert found.level == Level.INCONCLUSIVE
     assert found.p_value is found.rate is None
-    assert "(drift 0.21, theirs up to 0.20)" in found.reasons[0] and "nearer anchor" in found.reasons[0]
-    for near in (evidence(sweep_gap=0.3, drift=0.2), evidence(sweep_gap=0.3)):
+    assert "(drift 0.26, theirs up to 0.20)" in found.reasons[0] and "nearer anchor" in found.reasons[0]
+    for near in (evidence(sweep_gap=0.3, drift=0.25), evidence(sweep_gap=0.3)):
         assert decide(FAR, near, []).level == Level.SUSPICIOUS
     assert decide(CALIBRATED, odd, []).level == Level.SUSPICIOUS, "it does not know how far they drift"
 
@@ -370,8 +370,8 @@ def test_too_few_controls_and_those_of_another_encoder_change_nothing() -> None:
 
 
 def test_how_far_the_controls_drift_counts_in_place_of_what_the_policy_knows() -> None:
-    odd = evidence(sweep_gap=0.3, drift=0.25)
-    own = controls("clip_l", *[0.1] * 19, drift=0.3)
+    odd = evidence(sweep_gap=0.3, drift=0.26)
+    own = controls("clip_l", *[0.1] * 19, drift=0.21)
     assert decide(FAR, odd, [], own).level == Level.SUSPICIOUS
     near = decide(FAR, odd, [], controls("clip_l", *[0.1] * 19, drift=0.15))
     assert near.level == Level.INCONCLUSIVE and "thorough" not in near.reasons[0]
