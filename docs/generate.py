@@ -119,8 +119,8 @@ def _policies() -> Iterator[str]:
         yield f"\nRequired: {', '.join(f'`{name}`' for name in policy.required)}.\n"
         if policy.drift is not None:
             yield "One that goes further than the honest ones below, and drifts much farther, is `inconclusive`"
-            yield f"(`drift` above {FARTHER} x {policy.drift:g}), unless a finding of the gravest level holds, or one of"
-            yield "what is not weighed below.\n"
+            yield f"(`drift` above {FARTHER} x {policy.drift:g}), unless a finding of the gravest level holds,"
+            yield "or one of what is not weighed below.\n"
         for calibration in policy.calibrations:
             yield from _calibration(calibration)
 
