@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 METHODS = [AUTO, "spectral", "restore", "distil", "erase"]
-REPAIRS = 3
+REPAIRS = 4
 """Repairs for which the progress bar has room; what goes on longer leaves it at its end."""
 
 

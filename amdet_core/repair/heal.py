@@ -31,6 +31,11 @@ REPLACED = "replace"
 """What a repair is called that puts the anchor in the suspect's place."""
 
 
+PATIENT = DistilConfig(steps=300, clean_batch=48)
+"""A longer training with more clean prompts: where clean answers are not the anchor's, by the attack or by an honest
+fine-tune, all that is quicker takes them back as well."""
+
+
 class Attempt(Record):
     """One repair that was tried, and what a scan says of its result."""
 
@@ -272,6 +277,7 @@ def ladder(case: Case) -> Iterator[Config]:
     yield RestoreConfig()
     if case.probes:
         yield DistilConfig()
+        yield PATIENT
 
 
 def alone(case: Case, method: str) -> Iterable[Config]:

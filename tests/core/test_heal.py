@@ -11,7 +11,7 @@ import torch
 
 from amdet_core import pocket
 from amdet_core.anchors import Anchors
-from amdet_core.config import DistilConfig, HealConfig, SpectralConfig
+from amdet_core.config import DistilConfig, EraseConfig, HealConfig, RestoreConfig, SpectralConfig
 from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError
 from amdet_core.formats import FoundEncoder, OpenedTarget
@@ -19,7 +19,8 @@ from amdet_core.jobs import Outcome as Scanned
 from amdet_core.policy import POLICIES
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level, ScanReport, Target, Tool, Trigger, Verdict
-from amdet_core.repair import Clinic, HealReport, condition, heal, heal_each, render_heal
+from amdet_core.repair import Clinic, HealReport, Probe, condition, heal, heal_each, render_heal
+from amdet_core.repair.heal import PATIENT, ladder
 from amdet_core.scan import plan
 
 
@@ -104,6 +105,17 @@ def test_the_least_invasive_repair_is_taken_and_scanned_again(ill: Clinic, given
     page = render_heal(healing.report)
     assert page.startswith("# Repaired: suspect")
     assert "The original is as it was." in page
+
+
+def test_the_longest_repair_comes_last_and_what_needs_more_than_there_is_is_left_out(ill: Clinic) -> None:
+    probe = Probe.of_tokens("x", (320,))
+    case = ill.case((probe,))
+    tried = list(ladder(case))
+    assert [type(one) for one in tried] == [SpectralConfig, RestoreConfig, DistilConfig, DistilConfig]
+    assert tried[-1] == PATIENT and PATIENT.steps > DistilConfig().steps
+    assert [type(one) for one in ladder(replace(case, probes=()))] == [SpectralConfig, RestoreConfig]
+    assert [type(one) for one in ladder(replace(case, anchor=None))] == [EraseConfig]
+    assert not list(ladder(replace(case, anchor=None, probes=())))
 
 
 def test_what_still_fires_is_tried_otherwise_and_failure_is_said(
