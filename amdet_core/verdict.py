@@ -151,7 +151,7 @@ def _judge(policy: Policy, evidence: Mapping[str, Evidence], faults: Sequence[Fa
         failed.append("not all that the policy weighs was measured")
     if failed:
         return judged._replace(level=Level.INCONCLUSIVE, reasons=failed + judged.reasons)
-    if known is not None:
+    if known is not None or judged.level > Level.CLEAN:
         return judged
     asked = dict.fromkeys(condition.evidence for finding in policy.findings for condition in finding.when)
     values = [f"{name} {value(name):.2f}" for name in asked if value(name) is not None]

@@ -206,3 +206,12 @@ def test_the_score_of_several_encoders_is_the_highest() -> None:
     assert score(policy, evidence("clip_l", identical_to_trusted=1) + evidence("clip_g", gap_k1=0.1)) == pytest.approx(
         -0.45
     )
+
+
+def test_a_finding_of_the_level_inconclusive_is_never_clean() -> None:
+    unsure = Finding(level=Level.INCONCLUSIVE, reason="u", when=(Condition(evidence="gap_k1", op=">=", bound=0.2),))
+    policy = BOUNDS.model_copy(update={"findings": (*BOUNDS.findings, unsure), "required": ()})
+    one = Evidence(name="gap_k1", value=0.3, direction="higher", n=64, encoder="clip_l")
+    found = decide(policy, [one], [])
+    assert found.level == Level.INCONCLUSIVE
+    assert found.reasons[0].startswith("u (gap_k1 0.30")
