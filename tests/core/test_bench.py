@@ -588,3 +588,20 @@ def test_the_commit_is_read_from_the_checkout(tmp_path: Path) -> None:
     assert commit(tmp_path) == second[:9]
     (git / "HEAD").write_text(f"{first}\n")
     assert commit(tmp_path) == first[:9]
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_commit_is_read_from_a_worktree(relative: bool, tmp_path: Path) -> None:
+    shared, worktree = tmp_path / "main" / ".git", tmp_path / "worktree"
+    own = shared / "worktrees" / "worktree"
+    own.mkdir(parents=True)
+    worktree.mkdir()
+    named = "../main/.git/worktrees/worktree" if relative else own
+    (worktree / ".git").write_text(f"gitdir: {named}\n")
+    (own / "commondir").write_text("../..\n")
+    (own / "HEAD").write_text("ref: refs/heads/branch\n")
+    (shared / "packed-refs").write_text(f"{'a' * 40} refs/heads/branch\n")
+    (shared / "HEAD").write_text("b" * 40)
+    assert commit(worktree) == "a" * 9
+    (own / "HEAD").write_text("c" * 40)
+    assert commit(worktree) == "c" * 9
