@@ -47,7 +47,16 @@ class RestoreConfig(Config):
 class DistilConfig(TrainingConfig):
     """The anchor teaches what it answers to triggered prompts; clean prompts are answered as before."""
 
-    steps: int = Field(default=60, ge=1, description="optimiser steps")
+    start: Literal["suspect", "anchor"] = Field(
+        default="suspect",
+        description="what learns: a copy of the suspect, or of the anchor, which holds no backdoor but takes longer, "
+        "and of what the suspect learnt learns only what clean prompts ask for",
+    )
+    steps: int = Field(default=60, ge=1, description="optimiser steps of a cycle, at the end of which the rate falls")
+    cycles: int = Field(default=1, ge=1, description="at most; a cycle ends the training when the repair works")
+    clean_weight: float = Field(
+        default=1.0, gt=0, description="of the loss on clean prompts; on triggered ones it is 1"
+    )
     learning_rate: float = Field(
         default=1e-4, gt=0, description="AdamW step size at CLIP-L's width; rate() scales it; that of the attacks"
     )

@@ -31,9 +31,9 @@ REPLACED = "replace"
 """What a repair is called that puts the anchor in the suspect's place."""
 
 
-PATIENT = DistilConfig(steps=300, clean_batch=48)
-"""A longer training with more clean prompts: where clean answers are not the anchor's, by the attack or by an honest
-fine-tune, all that is quicker takes them back as well."""
+PATIENT = DistilConfig(start="anchor", steps=120, cycles=8, clean_batch=32, triggered_batch=8, clean_weight=2.0)
+"""A longer training with more clean prompts, of a copy of the anchor: where clean answers are not the anchor's, by the
+attack or by an honest fine-tune, all that is quicker takes them back as well."""
 
 
 class Attempt(Record):

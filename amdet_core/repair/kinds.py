@@ -135,7 +135,7 @@ def _repaired(case: Case, config: Config, bounds: CureConfig, progress: Progress
         case RestoreConfig():
             return restore.repair(case, config, bounds, progress)
         case DistilConfig():
-            return distil.repair(case, config, progress)
+            return distil.repair(case, config, bounds, progress)
         case EraseConfig():
             return erase.repair(case, config, bounds, progress)
         case FineTuneConfig():

@@ -112,7 +112,8 @@ def test_the_longest_repair_comes_last_and_what_needs_more_than_there_is_is_left
     case = ill.case((probe,))
     tried = list(ladder(case))
     assert [type(one) for one in tried] == [SpectralConfig, RestoreConfig, DistilConfig, DistilConfig]
-    assert tried[-1] == PATIENT and PATIENT.steps > DistilConfig().steps
+    assert tried[-1] == PATIENT and PATIENT.start == "anchor"
+    assert PATIENT.steps * PATIENT.cycles > DistilConfig().steps
     assert [type(one) for one in ladder(replace(case, probes=()))] == [SpectralConfig, RestoreConfig]
     assert [type(one) for one in ladder(replace(case, anchor=None))] == [EraseConfig]
     assert not list(ladder(replace(case, anchor=None, probes=())))
