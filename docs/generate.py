@@ -42,11 +42,11 @@ PICTURES_MARKS = "<!-- pictures -->\n", "<!-- /pictures -->"
 """The same in docs/pocket.md."""
 GUARD_MARKS = "<!-- guard -->\n", "<!-- /guard -->"
 FLIPS_MARKS = "<!-- flips -->\n", "<!-- /flips -->"
+STAGE_MARKS = "<!-- stages -->\n", "<!-- /stages -->"
+COST_MARKS = "<!-- cost -->\n", "<!-- /cost -->"
 """The same in docs/benchmark.md."""
 IMAGE_MARKS = "<!-- encoders -->\n", "<!-- /encoders -->"
 """The same in docs/images.md."""
-COST_MARKS = "<!-- cost -->\n", "<!-- /cost -->"
-"""The same in docs/benchmark.md."""
 NOTHING = "Nothing is recorded yet.\n"
 
 
@@ -191,12 +191,18 @@ def help_page(name: str) -> str:
 def readme() -> str:
     """README.md with the results that are recorded."""
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    detected = {
-        _path(path): read_detection(path)
-        for path in sorted(RESULTS.glob("detection-*.json"), key=lambda path: path.stem)
-    }
     repaired = {_path(path): read_repairing(path) for path in sorted(RESULTS.glob("repair-*.json"))}
-    return _between(_between(page, MARKS, results(detected)), REPAIR_MARKS, repairs(repaired))
+    return _between(_between(page, MARKS, results(_detections())), REPAIR_MARKS, repairs(repaired))
+
+
+def _detections() -> dict[str, Detection]:
+    """The recorded results of detection, by the path of their file."""
+    found = sorted(RESULTS.glob("detection-*.json"), key=lambda path: path.stem)
+    return {_path(path): read_detection(path) for path in found}
+
+
+def _complete(recorded: Mapping[str, Detection]) -> dict[str, Detection]:
+    return {path: result for path, result in recorded.items() if result.complete}
 
 
 def _path(path: Path) -> str:
@@ -286,8 +292,23 @@ def benchmark() -> str:
     page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
     recorded, guarded = RESULTS / "cost.json", sorted(RESULTS.glob("guard-*.json"), reverse=True)
     page = _between(page, COST_MARKS, costs(json.loads(recorded.read_bytes())) if recorded.exists() else NOTHING)
+    page = _between(page, STAGE_MARKS, stages(_detections()))
     page = _between(page, GUARD_MARKS, "\n".join(map(guard, guarded)) or NOTHING)
     return _between(page, FLIPS_MARKS, "\n".join(map(flips, sorted(RESULTS.glob("flips-*.json")))) or NOTHING)
+
+
+def stages(recorded: Mapping[str, Detection]) -> str:
+    """What every stage took, as one table of the complete results that tell it, by the path of their file."""
+    told = {path: result for path, result in _complete(recorded).items() if result.metrics.seconds_by_stage}
+    if not told:
+        return NOTHING
+    names = list(dict.fromkeys(name for result in told.values() for name in result.metrics.seconds_by_stage))
+    rows = [f"| mean seconds | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for path, result in told.items():
+        seconds = result.metrics.seconds_by_stage
+        cells = (f"{seconds[name]:.1f}" if name in seconds else "-" for name in names)
+        rows.append(f"| [{result.zoo.name}, {result.title}](../{path}) | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
 
 
 def flips(path: Path) -> str:
@@ -399,7 +420,7 @@ def _shares(rows: Mapping[str, Share]) -> str:
 
 def results(recorded: Mapping[str, Detection]) -> str:
     """Tables of the complete results, by the path of their file: one row for each, then recall by kind and zoo."""
-    return "\n".join(_results({path: result for path, result in recorded.items() if result.complete})) + "\n"
+    return "\n".join(_results(_complete(recorded))) + "\n"
 
 
 def _results(recorded: Mapping[str, Detection]) -> Iterator[str]:
@@ -435,10 +456,6 @@ def _results(recorded: Mapping[str, Detection]) -> Iterator[str]:
             cells = ["-" if k is None else f"{_percent(k.recall, k.interval)} of {k.n}" for k in found]
             yield f"| {kind} | {' | '.join(cells)} |"
         yield from _told([r for r in recorded.values() if r.zoo.name == zoo and r.metrics.by_trigger_tokens])
-    for path, result in recorded.items():
-        if by_stage := result.metrics.seconds_by_stage:
-            stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in by_stage.items())
-            yield f"\nSeconds by stage, [{result.zoo.name}, {result.title}]({path}), mean: {stages}."
 
 
 def _told(recorded: Sequence[Detection]) -> Iterator[str]:

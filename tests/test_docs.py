@@ -91,7 +91,9 @@ def test_readme_shows_every_complete_result_and_no_other() -> None:
     assert "| text-on-text | 50.0% (1.3-98.7) of 2 | 50.0% (1.3-98.7) of 2 |" in page
     assert "| 2-5 | 100.0% (15.8-100.0) of 2, 2 exactly | 100.0% (15.8-100.0) of 2, 2 exactly |" in page
     assert "| SIM of the feature, median | 0.500 | 0.500 |" in page
-    assert "Seconds by stage, [small, amdet-2](a.json), mean: sweep 2.0." in page
+    assert generate.stages({}) == "Nothing is recorded yet.\n"
+    table = generate.stages({"a.json": first, "c.json": detection("unfinished", complete=False)})
+    assert table == "| mean seconds | sweep |\n|---|---|\n| [small, amdet-2](../a.json) | 2.0 |\n"
 
 
 def repairs(*, complete: bool) -> RepairResult:
