@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 METHODS = [AUTO, "spectral", "restore", "distil", "erase"]
-REPAIRS = 4
-"""Repairs for which the progress bar has room; what goes on longer leaves it at its end."""
+REPAIRS = {"repair": 2, "distil": 2}
+"""How often each stage of repairs reports at most; one that works early leaves out what is behind it."""
 
 
 def clinic(hidden: Any, clip: Any, anchor: Any, config: ScanConfig, prompts: PromptSet, progress: Progress) -> Clinic:
@@ -139,7 +139,8 @@ class AMDET_Heal(io.ComfyNode):
             folders.new_place(save_as, "clip")
         count = comfy_clip.count(clip)
         bridge.make_room(comfy_clip.size(clip))
-        opened, done = bridge.run(work, plan={**stages(config, 2 * count), "repair": REPAIRS * count})
+        repairs = {stage: runs * count for stage, runs in REPAIRS.items()}
+        opened, done = bridge.run(work, plan={**stages(config, 2 * count), **repairs})
         bridge.raise_no_room(done.before.report.faults)
         lines = [render_heal(*(healing.report for healing in done.encoders.values()))]
         if save_as.strip() and done.patches:
