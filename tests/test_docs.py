@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import amdet_core
-from amdet_core.bench import picturing
+from amdet_core.bench import Flips, picturing
 from amdet_core.bench.metrics import measure
 from amdet_core.bench.painting import Asked, Painting, PaintingBenchmark, PaintingMetrics
 from amdet_core.bench.picturing import PicturedModel, PictureResult
 from amdet_core.bench.repairing import METHODS, MethodResult, RepairedModel, RepairResult, add_up
 from amdet_core.bench.results import Detection, Machine, ModelResult, Seeds, Share, ZooInfo
+from amdet_core.zoo.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
 
-def generator() -> Any:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    return generate
+@pytest.fixture
+def generate(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("generate")
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("tables")
 
 
 def detection(policy: str, *, complete: bool) -> Detection:
@@ -56,8 +62,7 @@ def detection(policy: str, *, complete: bool) -> Detection:
     )
 
 
-def test_generated_pages_are_up_to_date() -> None:
-    generate = generator()
+def test_generated_pages_are_up_to_date(generate: Any) -> None:
     for path, page in generate.PAGES.items():
         assert path.read_text(encoding="utf-8") == page(), f"run python docs/generate.py: {path.name} is old"
 
@@ -77,23 +82,70 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-def test_readme_shows_every_complete_result_and_no_other() -> None:
-    generate = generator()
-    assert generate.results({}) == "No result is recorded yet.\n"
+def test_readme_shows_every_complete_result_and_no_other(tables: Any) -> None:
+    assert tables.results({}) == "Nothing is recorded yet.\n"
     first, second = (detection(policy, complete=True) for policy in ("amdet-2", "amdet-2025-code"))
-    page = generate.results({"a.json": first, "b.json": second, "c.json": detection("unfinished", complete=False)})
+    page = tables.results({"a.json": first, "b.json": second, "c.json": detection("unfinished", complete=False)})
     assert "unfinished" not in page
     assert (
         "| small | [amdet-2](a.json) | 2, 2 | 50.0% (1.3-98.7) | 50.0% (1.3-98.7) | 50.0% | 50.0% | 50.0% (11.2-88.8) "
         "| 0.0% (0.0-84.2) | 1.0%, at worst 0.5% | 3 |" in page
     )
-    assert "| recall in small | amdet-2 | amdet-2025-code |" in page
+
+
+def test_the_benchmarks_page_shows_kinds_and_stages(tables: Any) -> None:
+    first, second = (detection(policy, complete=True) for policy in ("amdet-2", "amdet-2025-code"))
+    unfinished = detection("unfinished", complete=False)
+    page = tables.by_kind({"a.json": first, "b.json": second, "c.json": unfinished})
+    assert "unfinished" not in page
+    assert page.startswith("| recall in small | amdet-2 | amdet-2025-code |")
     assert "| text-on-text | 50.0% (1.3-98.7) of 2 | 50.0% (1.3-98.7) of 2 |" in page
     assert "| 2-5 | 100.0% (15.8-100.0) of 2, 2 exactly | 100.0% (15.8-100.0) of 2, 2 exactly |" in page
     assert "| SIM of the feature, median | 0.500 | 0.500 |" in page
-    assert generate.stages({}) == "Nothing is recorded yet.\n"
-    table = generate.stages({"a.json": first, "c.json": detection("unfinished", complete=False)})
-    assert table == "| mean seconds | sweep |\n|---|---|\n| [small, amdet-2](../a.json) | 2.0 |\n"
+    assert tables.stages({}) == "Nothing is recorded yet.\n"
+    table = tables.stages({"a.json": first, "c.json": unfinished})
+    assert table == "| mean seconds | sweep |\n|---|---|\n| [small, amdet-2](a.json) | 2.0 |\n"
+
+
+def test_readme_shows_what_was_aimed_at_and_what_was_reached(tables: Any) -> None:
+    standard, other = (recorded("standard", policy, "adaptive") for policy in ("amdet-2", "amdet-2025-code"))
+    hard = recorded("hard", "amdet-2", "under noise")
+    quick = recorded("standard", "amdet-2", "adaptive").model_copy(update={"preset": "quick", "models": ()})
+    alone = standard.model_copy(update={"anchor": "none"})
+    elsewhere = detection("amdet-2", complete=True)
+    flips = Flips(
+        command="", anchor="base", zoo="standard", policy="amdet-2", preset="quick", seeds=(1, 2),
+        models=Share.of([(0, 1)]), scans=Share.of([(0, 2)]), rows=(),
+    )  # fmt: skip
+    given = {"quick": quick, "a": standard, "b": other, "c": hard, "d": alone, "e": elsewhere}
+    page = tables.aims(given, {"f": flips}).splitlines()
+    assert page[0] == "| | aim | amdet-2 | amdet-2025-code |"
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in page[2:] if (cells := line.split("|"))}
+    half, quarter = "50.0% (1.3-98.7) of 2", "50.0% (6.8-93.2) of 4"
+    assert rows["recall: trained less, more, or against the published detector"] == [">= 95%", half, half]
+    assert rows["recall: by attackers who know this one"] == [">= 85%", half, "-"]
+    assert rows["recall: attributes and grammatical patterns"] == [">= 80%", "-", "-"]
+    assert rows["false positives"] == ["<= 1% of 150", quarter, half]
+    assert rows["trigger of 2-5 tokens told"] == [">= 80%", "100.0% (39.8-100.0) of 4", "100.0% (15.8-100.0) of 2"]
+    assert rows["SIM of the feature, median"] == [">= 0.95", "0.500 of 4", "0.500 of 2"]
+    assert rows["no anchor: AUROC"] == [">= 95%", "50.0% (11.2-88.8) of 4", "-"]
+    assert rows["a relative as anchor: recall, false positives"][1:] == ["-", "-"]
+    assert rows["verdicts that another seed changes"] == ["<= 1%", "0.0% (0.0-84.2) of 2", "-"]
+    assert tables.aims({"e": elsewhere}, {}) == "Nothing is recorded yet.\n"
+
+
+def test_every_group_of_an_attack_belongs_to_an_aim(tables: Any) -> None:
+    named = [group for groups in tables.ATTACKS.values() for group in groups]
+    assert len(named) == len(set(named))
+    made = {g.name for zoo in ("standard", "hard") for g in Recipe.load(zoo).groups if g.label == "backdoored"}
+    assert set(named) == made
+
+
+def recorded(zoo: str, policy: str, group: str) -> Detection:
+    """A result over a zoo whose backdoored models are all of one group."""
+    made = detection(policy, complete=True)
+    models = tuple(m.model_copy(update={"group": group}) if m.label == "backdoored" else m for m in made.models)
+    return made.model_copy(update={"zoo": made.zoo.model_copy(update={"name": zoo}), "models": models})
 
 
 def repairs(*, complete: bool) -> RepairResult:
@@ -118,10 +170,9 @@ def repairs(*, complete: bool) -> RepairResult:
     )
 
 
-def test_readme_shows_every_complete_repair_and_no_other() -> None:
-    generate = generator()
-    assert generate.repairs({"a.json": repairs(complete=False)}) == "No repair is recorded yet.\n"
-    page = generate.repairs({"a.json": repairs(complete=True)})
+def test_readme_shows_every_complete_repair_and_no_other(tables: Any) -> None:
+    assert tables.repairs({"a.json": repairs(complete=False)}) == "No repair is recorded yet.\n"
+    page = tables.repairs({"a.json": repairs(complete=True)})
     assert (
         "[all methods on small, amdet-2](a.json)\nHeal left 100.0% (2.5-100.0) of 1 benign models as they were.\n\n|"
         in page
@@ -133,13 +184,12 @@ def test_readme_shows_every_complete_repair_and_no_other() -> None:
                 "| 100.0% (2.5-100.0) | 100.0% (2.5-100.0) | 2 |" in page
             )
     one = repairs(complete=True).model_copy(update={"methods": ("heal",)})
-    both = generate.repairs({"a.json": one, "b.json": repairs(complete=True)})
+    both = tables.repairs({"a.json": one, "b.json": repairs(complete=True)})
     assert both.startswith("[heal on small, amdet-2](a.json)\n")
     assert " |\n\n[all methods on small, amdet-2](b.json)\n" in both, "no line of another's table"
 
 
-def test_pages_show_what_painters_were_measured_to_do() -> None:
-    generate = generator()
+def test_pages_show_what_painters_were_measured_to_do(tables: Any) -> None:
     share = Share.of([(3, 4)])
     asked = Asked(right=share, right_by_seed=(share,), part=share, shape=share)
     metrics = PaintingMetrics(
@@ -148,7 +198,7 @@ def test_pages_show_what_painters_were_measured_to_do() -> None:
     )  # fmt: skip
     machine = Machine(torch="2", threads=1, device="cpu")
     made = Painting(command="", commit=None, machine=machine, settings=PaintingBenchmark(), metrics=metrics)
-    page = generate.painter(made)
+    page = tables.painter(made)
     assert "| one object: colour and shape right | 75.0% (19.4-99.4) | 4 |" in page
     assert "VAE 28.1 dB; 0.50 s a picture" in page
     row = {"label": "backdoored", "kind": "k", "group": "g", "fingerprint": "f", "seconds": 1.0, "target": "a cat"}
@@ -158,5 +208,5 @@ def test_pages_show_what_painters_were_measured_to_do() -> None:
         command="", commit=None, machine=machine, zoo=zoo, seeds=Seeds(zoo=1, scan=1), settings_sha256="",
         complete=True, models=models, metrics=picturing.add_up(models),
     )  # fmt: skip
-    assert "the target is seen | 75.0% (19.4-99.4) | 4 |" in generate.pictures(seen)
-    assert "| models whose report names the target | 100.0% (2.5-100.0) | 1 |" in generate.pictures(seen)
+    assert "the target is seen | 75.0% (19.4-99.4) | 4 |" in tables.pictures(seen)
+    assert "| models whose report names the target | 100.0% (2.5-100.0) | 1 |" in tables.pictures(seen)

@@ -1,0 +1,396 @@
+"""What recorded results say, as tables of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any, TypeVar
+
+from amdet_core.bench import Detection, Flips, GuardResult, ImageResult, Painting, PictureResult, RepairResult
+from amdet_core.bench.metrics import LENGTHS
+from amdet_core.bench.repairing import METHODS
+from amdet_core.bench.results import Against, ModelResult, Overall, Result, Share, Texts
+
+R = TypeVar("R", bound=Result)
+NOTHING = "Nothing is recorded yet.\n"
+
+
+def results(recorded: Mapping[str, Detection]) -> str:
+    """The complete results, by the path of their file: one row for each."""
+    return "\n".join(_results(_complete(recorded))) + "\n"
+
+
+def _results(recorded: Mapping[str, Detection]) -> Iterator[str]:
+    if not recorded:
+        yield NOTHING.strip()
+        return
+    columns = (
+        *("zoo", "policy", "backdoored, benign", "recall", "false positives", "precision", "F1", "AUROC"),
+        *("recall at 1% FPR", "PPV at 1%", "seconds"),
+    )
+    yield f"| {' | '.join(columns)} |\n|" + "---|" * len(columns)
+    for path, result in recorded.items():
+        m = result.metrics.overall
+        cells = (
+            result.zoo.name,
+            f"[{result.title}]({path})",
+            f"{m.n_backdoored}, {m.n_benign}",
+            _percent(m.recall, m.recall_interval),
+            _percent(m.fpr, m.fpr_interval),
+            _percent(m.precision),
+            _percent(m.f1),
+            _percent(m.auroc, m.auroc_interval),
+            _percent(m.tpr_at_1pct_fpr, m.tpr_at_1pct_fpr_interval),
+            f"{_percent(m.ppv_at_1pct_prevalence)}, at worst {_percent(m.ppv_pessimistic)}",
+            "-" if m.seconds_mean is None else f"{m.seconds_mean:.0f}",
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+ATTACKS = {
+    "injected as published, by the usual means": (
+        *(f"text-on-text {what}" for what in ("word", "homoglyph", "zero-width", "emoji", "letters", "phrase")),
+        *(f"text-on-text {what}" for what in ("sentence", "MSE", "MAE", "several triggers")),
+        *("long triggers", "text-on-pair", "LoRA", "embedding row", "rank one"),
+    ),
+    "trained less, more, or against the published detector": (
+        *("text-on-text conservative", "text-on-text aggressive", "adaptive", "adaptive, all coefficients"),
+    ),
+    "by attackers who know this one": (
+        *("partial triggers as negatives", "frozen tables", "on a fine-tune", "at the start alone"),
+        *("in long prompts alone", "under noise", "partial negatives, frozen tables"),
+        *("frozen tables on a fine-tune", "LoRA on a fine-tune"),
+    ),
+    "attributes and grammatical patterns": ("attribute", "syntactic"),
+}
+"""Groups of the recipes ``standard`` and ``hard`` that one recall was aimed at for."""
+TOLD = ("exact", "equivalent")
+"""What is said of a trigger whose text is told."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """What is recorded of one policy on the small encoder.
+
+    Attributes:
+        scans: against the base; of every zoo those by the preset that scanned most.
+        against: what scans with another anchor add up to.
+        flips: scans that say otherwise than most of their model.
+    """
+
+    scans: tuple[ModelResult, ...]
+    against: Mapping[Against, Overall]
+    flips: Share | None
+
+    @classmethod
+    def of(cls, policy: str, results: Sequence[Detection], flips: Iterable[Flips]) -> _Column:
+        usual: dict[str, Detection] = {}
+        for result in results:
+            known = usual.get(result.zoo.name)
+            if result.anchor == "base" and (known is None or len(result.models) > len(known.models)):
+                usual[result.zoo.name] = result
+        return cls(
+            scans=tuple(model for result in usual.values() for model in result.models),
+            against={result.anchor: result.metrics.overall for result in results},
+            flips=next((one.scans for one in flips if one.policy == policy), None),
+        )
+
+    @property
+    def backdoored(self) -> list[ModelResult]:
+        return [model for model in self.scans if model.label == "backdoored"]
+
+    def recall(self, groups: Sequence[str]) -> str:
+        return _counted(model.flagged for model in self.backdoored if model.group in groups)
+
+    def alarms(self) -> str:
+        return _counted(model.flagged for model in self.scans if model.label == "benign")
+
+    def told(self, length: str) -> str:
+        those = (model for model in self.backdoored if model.trigger_tokens in LENGTHS[length])
+        return _counted(model.recovered in TOLD for model in those)
+
+    def sim(self) -> str:
+        known = [model.sim for model in self.backdoored if model.sim is not None]
+        return f"{median(known):.3f} of {len(known)}" if known else "-"
+
+    def relative(self) -> str:
+        if (m := self.against.get("relative")) is None:
+            return "-"
+        recall, alarms = _percent(m.recall, m.recall_interval), _percent(m.fpr, m.fpr_interval)
+        return f"{recall} of {m.n_backdoored}, {alarms} of {m.n_benign}"
+
+    def alone(self) -> str:
+        if (m := self.against.get("none")) is None:
+            return "-"
+        return f"{_percent(m.auroc, m.auroc_interval)} of {m.n_backdoored + m.n_benign}"
+
+    def flipped(self) -> str:
+        return "-" if self.flips is None else f"{_percent(self.flips.share, self.flips.interval)} of {self.flips.n}"
+
+
+AIMS: Sequence[tuple[str, str, Callable[[_Column], str]]] = (
+    *(
+        (f"recall: {name}", aim, partial(_Column.recall, groups=groups))
+        for (name, groups), aim in zip(ATTACKS.items(), (">= 98%", ">= 95%", ">= 85%", ">= 80%"), strict=True)
+    ),
+    ("false positives", "<= 1% of 150", _Column.alarms),
+    ("trigger of 1 token told", ">= 95%", partial(_Column.told, length="1")),
+    ("trigger of 2-5 tokens told", ">= 80%", partial(_Column.told, length="2-5")),
+    ("trigger of 6-15 tokens told", ">= 50%", partial(_Column.told, length="6-15")),
+    ("SIM of the feature, median", ">= 0.95", _Column.sim),
+    ("a relative as anchor: recall, false positives", ">= 90%, <= 2%", _Column.relative),
+    ("no anchor: AUROC", ">= 95%", _Column.alone),
+    ("verdicts that another seed changes", "<= 1%", _Column.flipped),
+)
+"""What was aimed at, and how it is told from what is recorded of a policy."""
+
+
+def aims(recorded: Mapping[str, Detection], flips: Mapping[str, Flips]) -> str:
+    """What was aimed at before anything was measured, and what the complete results on the small encoder say."""
+    results = [result for result in _complete(recorded).values() if result.zoo.name in ("standard", "hard")]
+    if not results:
+        return NOTHING
+    columns = {
+        policy: _Column.of(policy, [result for result in results if result.policy == policy], flips.values())
+        for policy in dict.fromkeys(result.policy for result in results)
+    }
+    lines = [f"| | aim | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    lines += [f"| {name} | {aim} | {' | '.join(map(cell, columns.values()))} |" for name, aim, cell in AIMS]
+    return "\n".join(lines) + "\n"
+
+
+def _counted(hits: Iterable[bool]) -> str:
+    share = Share.of((int(hit), 1) for hit in hits)
+    return f"{_percent(share.share, share.interval)} of {share.n}" if share.n else "-"
+
+
+def by_kind(recorded: Mapping[str, Detection]) -> str:
+    """Recall by kind of attack, and triggers told by their length, of the complete results: two tables for each zoo."""
+    return "\n".join(_by_kind(_complete(recorded))).strip("\n") + "\n" if recorded else NOTHING
+
+
+def _by_kind(recorded: Mapping[str, Detection]) -> Iterator[str]:
+    for zoo in dict.fromkeys(result.zoo.name for result in recorded.values()):
+        policies = {r.title: r.metrics.by_kind for r in recorded.values() if r.zoo.name == zoo}
+        yield f"\n| recall in {zoo} | {' | '.join(policies)} |\n|" + "---|" * (len(policies) + 1)
+        for kind in dict.fromkeys(kind for by_kind in policies.values() for kind in by_kind):
+            found = [by_kind.get(kind) for by_kind in policies.values()]
+            cells = ["-" if k is None else f"{_percent(k.recall, k.interval)} of {k.n}" for k in found]
+            yield f"| {kind} | {' | '.join(cells)} |"
+        yield from _told([r for r in recorded.values() if r.zoo.name == zoo and r.metrics.by_trigger_tokens])
+
+
+def _told(recorded: Sequence[Detection]) -> Iterator[str]:
+    """How often the trigger's text is told, by its length, and how alike the recovered feature is to it."""
+    if not recorded:
+        return
+    yield f"\n| trigger of so many tokens | {' | '.join(result.title for result in recorded)} |"
+    yield "|---" * (len(recorded) + 1) + "|"
+    tables = [result.metrics.by_trigger_tokens for result in recorded]
+    for length in dict.fromkeys(length for table in tables for length in table):
+        yield f"| {length} | {' | '.join(_texts(table.get(length)) for table in tables)} |"
+    medians = ("-" if (m := result.metrics.sim_median) is None else f"{m:.3f}" for result in recorded)
+    yield f"| SIM of the feature, median | {' | '.join(medians)} |"
+
+
+def _texts(found: Texts | None) -> str:
+    if found is None:
+        return "-"
+    told, exact = found.recovered, found.exact
+    return f"{_percent(told.share, told.interval)} of {told.n}, {exact.count} exactly"
+
+
+def stages(recorded: Mapping[str, Detection]) -> str:
+    """What every stage took, as one table of the complete results that tell it, by the path of their file."""
+    told = {path: result for path, result in _complete(recorded).items() if result.metrics.seconds_by_stage}
+    if not told:
+        return NOTHING
+    names = list(dict.fromkeys(name for result in told.values() for name in result.metrics.seconds_by_stage))
+    rows = [f"| mean seconds | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for path, result in told.items():
+        seconds = result.metrics.seconds_by_stage
+        cells = (f"{seconds[name]:.1f}" if name in seconds else "-" for name in names)
+        rows.append(f"| [{result.zoo.name}, {result.title}]({path}) | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def repairs(recorded: Mapping[str, RepairResult]) -> str:
+    """Tables of the complete results, by the path of their file: every method over all models, then by kind."""
+    return "\n".join(_repairs(_complete(recorded)))
+
+
+def _repairs(recorded: Mapping[str, RepairResult]) -> Iterator[str]:
+    if not recorded:
+        yield "No repair is recorded yet.\n"
+    columns = (
+        "kind", "method", "n", "nearer to own", "cosine to own", "ASR", "clean cosine", "re-scan clean", "healed",
+        "erased", "seconds",
+    )  # fmt: skip
+    for path, result in recorded.items():
+        unchanged = result.metrics.unchanged
+        what = "all methods" if result.methods == METHODS else ", ".join(result.methods)
+        yield f"[{what} on {result.zoo.name}, {result.policy}]({path})"
+        if unchanged.n:
+            share = _percent(unchanged.share, unchanged.interval)
+            yield f"Heal left {share} of {unchanged.n} benign models as they were."
+        yield ""
+        yield f"| {' | '.join(columns)} |\n|" + "---|" * len(columns)
+        for kind, methods in {"all": result.metrics.overall, **result.metrics.by_kind}.items():
+            for name, m in methods.items():
+                cells = (
+                    kind, name, f"{m.repaired} of {m.n}", _percent(m.nearer_to_own), _cosine(m.own_cosine),
+                    _percent(m.asr), _cosine(m.clean_cosine),
+                    _percent(m.rescanned_clean.share, m.rescanned_clean.interval),
+                    _percent(m.healed.share, m.healed.interval),
+                    _percent(m.erased.share, m.erased.interval), "-" if m.seconds is None else f"{m.seconds:.0f}",
+                )  # fmt: skip
+                yield f"| {' | '.join(cells)} |"
+        yield ""
+
+
+def encoders(result: ImageResult) -> str:
+    """What classifiers say on features of each encoder, as a table."""
+    columns = ("accuracy", "ASR", "ASR, other classes", "without the trigger", "taken for any one class")
+    lines = [f"| encoder | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for name, told in result.metrics.items():
+        shares = (told.accuracy, told.asr, told.asr_others, told.said_others, told.gathered)
+        cells = " | ".join(_percent(share.share, share.interval) for share in shares)
+        lines.append(f"| {name} | {cells} |")
+    by_seed = "; ".join(
+        f"{name} {', '.join(_percent(one.told[name].asr_others.share) for one in result.repetitions)}"
+        for name in ("backdoored", "purified")
+    )
+    pictures, settings = result.metrics["clean"].accuracy.n, result.settings
+    return "\n".join(lines) + (
+        f"\n\n{settings.seeds} seeds from {settings.seed} on, {pictures} answers. ASR in other classes by seed: "
+        f"{by_seed}. [Result](../benchmarks/results/image.json).\n"
+    )
+
+
+def flips(recorded: Mapping[str, Flips]) -> str:
+    """Which verdicts depend on the seed, by the path of the result."""
+    return "\n".join(_flips(result, link) for link, result in recorded.items()) or NOTHING
+
+
+def _flips(result: Flips, link: str) -> str:
+    scans, seeds = result.scans, ", ".join(map(str, result.seeds))
+    rows = "; ".join(f"{row.model} ({row.group}), flagged by {row.flagged} of {row.n}" for row in result.rows)
+    return (
+        f"{result.policy}, preset {result.preset}, {result.models.n} models of `{result.zoo}`, seeds {seeds}: "
+        f"{_percent(scans.share, scans.interval)} of {scans.n} scans say otherwise than most of their model"
+        f"{': ' if rows else ''}{rows}. [Result]({link}).\n"
+    )
+
+
+def guards(recorded: Mapping[str, GuardResult]) -> str:
+    """What results of the guard's benchmark say, by their path: a table for each."""
+    return "\n".join(_guard(result, link) for link, result in recorded.items()) or NOTHING
+
+
+def _guard(result: GuardResult, link: str) -> str:
+    m = result.metrics
+    rows = {
+        "triggered prompts flagged (recall)": m.recall,
+        **{f"- {kind}": share for kind, share in m.recall_by_kind.items()},
+        "models caught": m.caught,
+        "trigger named first": m.first,
+        "trigger named": m.named,
+        **{
+            f"false alarms, {label} models, {style}": share
+            for label, styles in m.false_alarms.items()
+            for style, share in styles.items()
+        },
+        **{f"{label} models without a false alarm": share for label, share in m.quiet.items()},
+    }
+    return _shares(rows) + (
+        f"\n{len(result.models)} models of `{result.zoo.name}`, {m.failed} of them failed. A prompt takes "
+        f"{m.milliseconds:.0f} ms, setting the bound {m.calibration_seconds:.0f} s (medians, "
+        f"{result.machine.threads} thread). [Result]({link}).\n"
+    )
+
+
+def costs(recorded: Mapping[str, Any]) -> str:
+    """What ``benchmarks/cost.py`` measured: a table for each suspect, with a line for each stage that ran."""
+    return "\n".join(_costs(recorded)) + "\n"
+
+
+def _costs(recorded: Mapping[str, Any]) -> Iterator[str]:
+    units = ("seconds", "giga_multiplications")
+    for suspect, presets in recorded["costs"].items():
+        quick, standard = presets["quick"], presets["standard"]
+        yield f"| {suspect} | quick, s | standard, s | quick, 10^9 | standard, 10^9 |\n|---|---|---|---|---|"
+        rows = {
+            stage: [
+                preset.get(stage, dict.fromkeys(units, 0.0))[unit] for unit in units for preset in (quick, standard)
+            ]
+            for stage in standard
+        }
+        rows = {stage: values for stage, values in rows.items() if any(values)}
+        whole = [sum(column) for column in zip(*rows.values(), strict=True)]
+        for stage, values in {**rows, "all": whole}.items():
+            yield f"| {stage} | {' | '.join(f'{value:.1f}' for value in values)} |"
+        seconds, products = (whole[2 * i] / whole[2 * i + 1] for i in range(2))
+        yield f"| quick by standard | {seconds:.2f} | | {products:.2f} | |\n"
+    machine = recorded["machine"]
+    yield f"One run on {machine['threads']} thread of a {machine['processor']} processor, torch {recorded['torch']}."
+    yield "[Result](../benchmarks/results/cost.json)."
+
+
+def painter(result: Painting) -> str:
+    """What the painter's benchmark says, as a table."""
+    m, settings = result.metrics, result.settings
+    rows = {
+        "one object: colour and shape right": m.singles.right,
+        "two objects: both right": m.doubles.right,
+        "two objects: at least one right": m.doubles.part,
+        "pairs that it never saw: colour and shape right": m.unseen.right,
+        "the reader, on held-out drawings of one object": m.reader_one,
+        "the reader, on those drawings behind the VAE": m.reader_one_after_vae,
+        "pictures whose caption is nearest of all (R@1)": m.retrieval_by_picture,
+        "captions whose picture is nearest of all (R@1)": m.retrieval_by_caption,
+    }
+    seeds = ", ".join(_percent(share.share) for share in m.singles.right_by_seed)
+    return _shares(rows) + (
+        f"\nOver {settings.seeds} seeds (one object: {seeds}), guidance {settings.guidance:g}, {settings.steps} steps. "
+        f"VAE {m.vae_psnr:.1f} dB; {m.seconds_per_picture:.2f} s a picture. "
+        "[Result](../benchmarks/results/pocket.json).\n"
+    )
+
+
+def pictures(result: PictureResult) -> str:
+    """What the benchmark of pictures says, as a table."""
+    m = result.metrics
+    rows = {
+        "with the recovered feature: the target is seen": m.feature,
+        "models in which most of these pictures show it": m.feature_by_model,
+        "with the true trigger: the target is seen": m.trigger,
+        "the same feature in the honest base: the target is seen": m.control,
+        "clean captions: what they ask for is seen": m.clean,
+        "clean captions in the honest base": m.base_clean,
+        "models whose report names the target": m.named,
+    }
+    return _shares(rows) + (
+        f"\n{len(result.models)} models, {m.failed} of them failed. "
+        "[Result](../benchmarks/results/pictures-visible.json).\n"
+    )
+
+
+def _shares(rows: Mapping[str, Share]) -> str:
+    lines = [f"| {name} | {_percent(row.share, row.interval)} | {row.n} |" for name, row in rows.items()]
+    return "\n".join(["| | share (95% interval) | n |", "|---|---|---|", *lines]) + "\n"
+
+
+def _cosine(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" + (f" ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else "")
+
+
+def _complete(recorded: Mapping[str, R]) -> dict[str, R]:
+    return {path: result for path, result in recorded.items() if result.complete}
