@@ -158,6 +158,11 @@ class Evidence(Record):
     interval: tuple[Number, Number] | None = Field(default=None, description="95% interval, where there is one")
     encoder: str = "text_encoder"
 
+    @property
+    def alone(self) -> bool:
+        """Whether the encoder was compared with itself, for want of an anchor."""
+        return self.name.startswith(ALONE)
+
 
 class Landscape(Record):
     """Loss surface around a recovered feature and the curvature that it shows (eqs. 21-27)."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .calibration import Calibration, Measure, Term
 from .policy import CONTROLS, CONTROLS_DRIFT, DRIFT, IDENTITY, POLICIES, Condition, Finding, Policy
-from .records import ALONE, RUNS, Control, Evidence, Fault, Level, Verdict
+from .records import RUNS, Control, Evidence, Fault, Level, Verdict
 
 MOST = 3
 """Terms of a score that a reason names, the farthest first."""
@@ -204,7 +204,7 @@ def _drifted(policy: Policy, calibration: Calibration, measure: Measure) -> str:
 
 def _compared_with(names: Collection[str], evidence: Sequence[Evidence]) -> str:
     """What encoders were held against: an anchor each, or nothing but themselves."""
-    alone = {e.encoder for e in evidence if e.name.startswith(ALONE)}
+    alone = {e.encoder for e in evidence if e.alone}
     return "honest encoders that are measured without an anchor" if alone == names else "a fine-tune of its anchor"
 
 

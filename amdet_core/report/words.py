@@ -158,7 +158,7 @@ def identical(report: ScanReport) -> tuple[str, ...]:
 
 def alone(report: ScanReport, encoder: str) -> bool:
     """Whether an encoder was compared with itself, for want of an anchor."""
-    return any(one.encoder == encoder and one.name.startswith(ALONE) for one in report.evidence)
+    return any(one.encoder == encoder and one.alone for one in report.evidence)
 
 
 def _reference(report: ScanReport, encoder: str) -> str:
