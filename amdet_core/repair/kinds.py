@@ -117,14 +117,15 @@ def finish(
 
 
 def named(config: Config) -> str:
-    """The name of the repair that settings belong to.
+    """The name of the repair that settings belong to, and where it starts if that is not the suspect.
 
     Raises:
         ConfigError: they belong to none.
     """
     for name, kind in CONFIGS.items():
         if type(config) is kind:
-            return name
+            from_anchor = isinstance(config, DistilConfig) and config.start == "anchor"
+            return f"{name} from the anchor" if from_anchor else name
     raise ConfigError("settings of a repair", type(config).__name__, "See docs/repair.md.")
 
 

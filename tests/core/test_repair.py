@@ -302,6 +302,7 @@ def test_distil_from_the_anchor_learns_what_the_suspect_says_to_clean_prompts(
     learnt = repair(case, at_first.model_copy(update={"steps": 20, "learning_rate": 1e-4})).outcome
     assert 1 - learnt.after.clean_cosine < 0.7 * (1 - outcome.after.clean_cosine)
     assert learnt.after.own_cosine > outcome.before.own_cosine + 0.3
+    assert learnt.method == "distil from the anchor"
 
 
 @pytest.mark.parametrize(("asked", "gone_through"), [(-1.0, 1), (1.01, 3)])
