@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 METHODS = [AUTO, "spectral", "restore", "distil", "erase"]
-REPAIRS = {"repair": 2, "distil": 2}
+REPAIRS = {"repair": 2, "distil": 1}
 """How often each stage of repairs reports at most; one that works early leaves out what is behind it."""
 
 

@@ -45,23 +45,21 @@ class RestoreConfig(Config):
 
 
 class DistilConfig(TrainingConfig):
-    """The anchor teaches what it answers to triggered prompts; clean prompts are answered as before."""
+    """The anchor teaches what it answers to triggered prompts, the suspect what it answers to clean ones."""
 
-    start: Literal["suspect", "anchor"] = Field(
-        default="suspect",
-        description="what learns: a copy of the suspect, or of the anchor, which holds no backdoor but takes longer, "
-        "and of what the suspect learnt learns only what clean prompts ask for",
+    start: Literal["anchor", "suspect"] = Field(
+        default="anchor",
+        description="what learns: a copy of the anchor, which holds no backdoor and learns of what the suspect learnt "
+        "only what clean prompts ask for, or one of the suspect, which keeps more of both",
     )
-    steps: int = Field(default=60, ge=1, description="optimiser steps of a cycle, at the end of which the rate falls")
-    cycles: int = Field(default=1, ge=1, description="at most; a cycle ends the training when the repair works")
-    clean_weight: float = Field(
-        default=1.0, gt=0, description="of the loss on clean prompts; on triggered ones it is 1"
-    )
+    steps: int = Field(default=120, ge=1, description="optimiser steps of a cycle, at the end of which the rate falls")
+    cycles: int = Field(default=8, ge=1, description="at most; a cycle ends the training when the repair works")
     learning_rate: float = Field(
         default=1e-4, gt=0, description="AdamW step size at CLIP-L's width; rate() scales it; that of the attacks"
     )
-    clean_batch: int = Field(default=16, ge=1, description="clean prompts per step")
-    triggered_batch: int = Field(default=16, ge=1, description="triggered prompts per step, of one probe after another")
+    clean_batch: int = Field(default=32, ge=1, description="clean prompts per step")
+    clean_weight: float = Field(default=2.0, gt=0, description="of their loss; that of triggered ones weighs 1")
+    triggered_batch: int = Field(default=8, ge=1, description="triggered prompts per step, of one probe after another")
 
 
 class EraseConfig(Config):

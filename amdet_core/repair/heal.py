@@ -31,11 +31,6 @@ REPLACED = "replace"
 """What a repair is called that puts the anchor in the suspect's place."""
 
 
-PATIENT = DistilConfig(start="anchor", steps=120, cycles=8, clean_batch=32, triggered_batch=8, clean_weight=2.0)
-"""A longer training with more clean prompts, of a copy of the anchor: where clean answers are not the anchor's, by the
-attack or by an honest fine-tune, all that is quicker takes them back as well."""
-
-
 class Attempt(Record):
     """One repair that was tried, and what a scan says of its result."""
 
@@ -277,7 +272,6 @@ def ladder(case: Case) -> Iterator[Config]:
     yield RestoreConfig()
     if case.probes:
         yield DistilConfig()
-        yield PATIENT
 
 
 def alone(case: Case, method: str) -> Iterable[Config]:

@@ -117,15 +117,14 @@ def finish(
 
 
 def named(config: Config) -> str:
-    """The name of the repair that settings belong to, and where it starts if that is not the suspect.
+    """The name of the repair that settings belong to.
 
     Raises:
         ConfigError: they belong to none.
     """
     for name, kind in CONFIGS.items():
         if type(config) is kind:
-            from_anchor = isinstance(config, DistilConfig) and config.start == "anchor"
-            return f"{name} from the anchor" if from_anchor else name
+            return name
     raise ConfigError("settings of a repair", type(config).__name__, "See docs/repair.md.")
 
 

@@ -283,7 +283,9 @@ def test_erase_with_an_anchor_gives_triggered_prompts_their_meaning_back(
 
 
 def test_distil_leads_triggered_prompts_back(case: Case) -> None:
-    config = DistilConfig(steps=6, clean_batch=4, triggered_batch=8, learning_rate=2e-4)
+    config = DistilConfig(
+        start="suspect", steps=6, cycles=1, clean_batch=4, clean_weight=1.0, triggered_batch=8, learning_rate=2e-4
+    )
     made = repair(case, config)
     assert made.outcome.after.own_cosine > made.outcome.before.own_cosine + 0.05
 
@@ -294,7 +296,7 @@ def test_distil_from_the_anchor_learns_what_the_suspect_says_to_clean_prompts(
     torch.manual_seed(0)
     moved = {name: w + w.std() * torch.randn_like(w) for name, w in clean.weights.items() if "mlp.fc2.w" in name}
     case = Case.of(backdoored, clean.with_weights({**clean.weights, **moved}), (known(),), PROMPTS)
-    at_first = DistilConfig(start="anchor", steps=1, clean_batch=16, triggered_batch=8, learning_rate=1e-12)
+    at_first = DistilConfig(steps=1, cycles=1, clean_batch=16, triggered_batch=8, learning_rate=1e-12)
     outcome = repair(case, at_first).outcome
     assert case.anchor is not None
     assert outcome.after.own_cosine > 0.999
@@ -302,13 +304,12 @@ def test_distil_from_the_anchor_learns_what_the_suspect_says_to_clean_prompts(
     learnt = repair(case, at_first.model_copy(update={"steps": 20, "learning_rate": 1e-4})).outcome
     assert 1 - learnt.after.clean_cosine < 0.7 * (1 - outcome.after.clean_cosine)
     assert learnt.after.own_cosine > outcome.before.own_cosine + 0.3
-    assert learnt.method == "distil from the anchor"
 
 
 @pytest.mark.parametrize(("asked", "gone_through"), [(-1.0, 1), (1.01, 3)])
 def test_distil_goes_on_until_it_works(case: Case, asked: float, gone_through: int) -> None:
     steps = list[tuple[int, int]]()
-    config = DistilConfig(start="anchor", steps=2, cycles=3, clean_batch=4, triggered_batch=4, learning_rate=1e-12)
+    config = DistilConfig(steps=2, cycles=3, clean_batch=4, triggered_batch=4, learning_rate=1e-12)
     bounds = CureConfig().model_copy(update={"clean": asked})
     repair(case, config, bounds, lambda stage, done, total, *_: steps.append((done, total)))
     assert steps == [(done, 6) for done in range(1, 2 * gone_through + 1)]
