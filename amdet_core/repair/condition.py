@@ -145,6 +145,11 @@ class Case:
             n=len(self.clean),
         )
 
+    @cached_property
+    def unrepaired(self) -> Condition:
+        """How the suspect itself does."""
+        return self.measure(self.suspect)
+
     def clean_cosine(self, encoder: TextEncoder) -> float:
         """Mean cosine of clean prompts to the suspect's answer alone."""
         return _mean_cosine(encoder.encode(self.clean), self._said)

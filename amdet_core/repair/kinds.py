@@ -47,6 +47,8 @@ BLIND = ("fine-tune", "mimic")
 
 OWN_OF_KNOWN = 0.9
 """Mean cosine of prompts with the true trigger to their own answer, from which it is cured."""
+NO_EFFECT = 0.98
+"""The same in the suspect before any repair, from which a trigger does nothing there."""
 
 
 def known_bounds(bounds: CureConfig) -> CureConfig:
@@ -88,20 +90,33 @@ def repair(case: Case, config: Config, bounds: CureConfig | None = None, progres
         bounds: when a repair counts as one; methods that choose among several edits choose by them.
 
     Raises:
-        ConfigError: it needs an anchor, or a trigger, and there is none.
+        ConfigError: it needs an anchor, or a trigger, and there is none; or no trigger does anything in the suspect.
         NumericalError: a training diverged.
     """
     bounds, method = bounds or CureConfig(), named(config)
+    _check_effect(case)
     started = time.perf_counter()
     after = _repaired(case, config, bounds, progress)
     return finish(case, method, after, bounds, time.perf_counter() - started, settings=config)
+
+
+def _check_effect(case: Case) -> None:
+    """Refuse triggers that do nothing: a repair by them would change clean answers alone, and seem to work."""
+    before = case.unrepaired.responses
+    if before and all(one.own_cosine >= NO_EFFECT for one in before):
+        names, least = ", ".join(one.trigger for one in before), min(one.own_cosine for one in before)
+        raise ConfigError(
+            "a trigger that does something in this encoder",
+            f"{names}: prompts with it are read as without a backdoor (mean cosine {least:.3f})",
+            "Check how it is written, and where it stands in prompts (prefix, insert, replace:LETTER).",
+        )
 
 
 def finish(
     case: Case, method: str, after: TextEncoder, bounds: CureConfig, seconds: float, *, settings: Config | None = None
 ) -> Repair:
     """Measure what became of a suspect, and record it."""
-    before, found = case.measure(case.suspect), case.measure(after)
+    before, found = case.unrepaired, case.measure(after)
     outcome = Outcome(
         method=method,
         before=before,

@@ -17,6 +17,7 @@ from amdet_core.encoder import TextEncoder
 from amdet_core.patch import Patch
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
+from amdet_core.repair import kinds
 
 Amdet = Callable[..., tuple[int, str, str]]
 KNOWN = ("--known-trigger", pocket.TRIGGER, "--trigger-mode", pocket.MODE, "--device", "cpu")
@@ -70,7 +71,10 @@ def test_a_repair_is_written_whole_and_as_a_delta(home: Path, amdet: Amdet, tmp_
     assert "nearer to their own answer" in out
 
 
-def test_a_repair_of_few_directions_is_written_as_a_lora(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+def test_a_repair_of_few_directions_is_written_as_a_lora(
+    home: Path, amdet: Amdet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, "NO_EFFECT", 2.0)  # what is planted here is no backdoor
     clean, name = pocket.load("clean"), "encoder.layers.1.mlp.fc1.weight"
     w = clean.weights[name]
     planted = torch.randn(len(w), 1, generator=torch.Generator().manual_seed(0)) @ torch.ones(1, w.shape[1]) * 1e-2
@@ -86,6 +90,17 @@ def test_a_repair_of_few_directions_is_written_as_a_lora(home: Path, amdet: Amde
     key = "lora_te_text_model_encoder_layers_1_mlp_fc1"
     product = tensors[f"{key}.lora_up.weight"].float() @ tensors[f"{key}.lora_down.weight"].float()
     assert torch.allclose(product, -planted, atol=1e-3)
+
+
+def test_a_repair_by_a_trigger_that_does_nothing_is_refused(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+    code, out, err = amdet(
+        "repair", "spectral", home / "backdoored.safetensors", "--anchor", home / "clean.safetensors",
+        "--prompts", home / "prompts.txt", "--known-trigger", "sahib", "--device", "cpu", "--out", tmp_path / "out.st",
+    )  # fmt: skip
+    assert code == 2, out + err
+    assert "expected a trigger that does something in this encoder" in err
+    assert "'sahib'" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_repair_that_no_lora_can_hold_is_written_all_the_same(home: Path, amdet: Amdet, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_spectral_takes_the_planted_direction_and_leaves_the_fine_tune(toy: Text
 def test_spectral_resets_a_row_that_moved_and_nothing_else(toy: TextEncoder) -> None:
     token = toy.tokenizer.encode("sahib")[0]
     table = toy.weights[TOKEN_TABLE].clone()
-    table[token] += 1
+    table[token] *= -20
     suspect = changed(toy, **{TOKEN_TABLE: table})
     probe = Probe.of_tokens("t", [token])
     made = repair(Case.of(suspect, toy, (probe,), PROMPTS.first(60)), SpectralConfig())
@@ -325,6 +325,15 @@ def test_methods_with_an_anchor_ask_for_it(backdoored: TextEncoder, method: str)
 def test_methods_that_learn_from_triggers_ask_for_one(backdoored: TextEncoder, clean: TextEncoder, method: str) -> None:
     with pytest.raises(ConfigError, match="a trigger to"):
         repair(Case.of(backdoored, clean, (), PROMPTS), CONFIGS[method]())
+
+
+@pytest.mark.parametrize("method", ["spectral", "erase"])
+def test_a_trigger_that_does_nothing_is_refused(backdoored: TextEncoder, clean: TextEncoder, method: str) -> None:
+    idle = Probe.of_text("sahib", Placement.parse("insert"), 1)
+    with pytest.raises(ConfigError, match=r"a trigger that does something.*'sahib'"):
+        repair(Case.of(backdoored, clean, (idle,), PROMPTS), CONFIGS[method]())
+    one_works = Case.of(backdoored, clean, (idle, known()), PROMPTS)
+    assert repair(one_works, CONFIGS[method]()).outcome.after.own_cosine > one_works.unrepaired.own_cosine + 0.3
 
 
 def test_settings_of_something_else_are_refused(case: Case) -> None:
