@@ -85,7 +85,7 @@ def repair(
     """
     from ..attacks import Placement
     from ..formats import only_encoder
-    from ..repair import ANCHORED, BLIND, CONFIGS, UNJUDGED, Probe, known_bounds, needs_anchor, triggers
+    from ..repair import ANCHORED, BLIND, CONFIGS, UNJUDGED, Probe, check_effect, known_bounds, needs_anchor, triggers
     from ..repair import repair as run
 
     values = setting_values(settings, seed)
@@ -107,7 +107,9 @@ def repair(
         if kind.value in ANCHORED:
             needs_anchor(told.case(()), kind.value)  # now rather than after a scan
         if known:
-            return run(told.case(known), config, known_bounds(bounds.cure), progress)
+            case = told.case(known)
+            check_effect(case)
+            return run(case, config, known_bounds(bounds.cure), progress)
         scanned = told.scanned()
         probes = triggers(scanned, bounds)
         if not probes and kind.value not in BLIND:

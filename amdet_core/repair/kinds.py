@@ -56,6 +56,23 @@ def known_bounds(bounds: CureConfig) -> CureConfig:
     return bounds.model_copy(update={"own": OWN_OF_KNOWN})
 
 
+def check_effect(case: Case) -> None:
+    """Refuse known triggers that do nothing: a repair by them would change clean answers alone, and seem to work.
+
+    Raises:
+        ConfigError: prompts with any of them are read as the anchor reads them. Where there is none, or where clean
+            answers differ from its own as well, it can't be told.
+    """
+    before = case.unrepaired.responses
+    if all(one.own_cosine >= NO_EFFECT for one in before):
+        names, least = ", ".join(one.trigger for one in before), min(one.own_cosine for one in before)
+        raise ConfigError(
+            "a trigger that does something in this encoder",
+            f"{names}: prompts with it are read as without a backdoor (mean cosine {least:.3f})",
+            "Check how it is written, and where it stands in prompts (prefix, insert, replace:LETTER).",
+        )
+
+
 class Outcome(Record):
     """What a repair achieved, by the triggers that it was given."""
 
@@ -90,26 +107,13 @@ def repair(case: Case, config: Config, bounds: CureConfig | None = None, progres
         bounds: when a repair counts as one; methods that choose among several edits choose by them.
 
     Raises:
-        ConfigError: it needs an anchor, or a trigger, and there is none; or no trigger does anything in the suspect.
+        ConfigError: it needs an anchor, or a trigger, and there is none.
         NumericalError: a training diverged.
     """
     bounds, method = bounds or CureConfig(), named(config)
-    _check_effect(case)
     started = time.perf_counter()
     after = _repaired(case, config, bounds, progress)
     return finish(case, method, after, bounds, time.perf_counter() - started, settings=config)
-
-
-def _check_effect(case: Case) -> None:
-    """Refuse triggers that do nothing: a repair by them would change clean answers alone, and seem to work."""
-    before = case.unrepaired.responses
-    if before and all(one.own_cosine >= NO_EFFECT for one in before):
-        names, least = ", ".join(one.trigger for one in before), min(one.own_cosine for one in before)
-        raise ConfigError(
-            "a trigger that does something in this encoder",
-            f"{names}: prompts with it are read as without a backdoor (mean cosine {least:.3f})",
-            "Check how it is written, and where it stands in prompts (prefix, insert, replace:LETTER).",
-        )
 
 
 def finish(

@@ -23,7 +23,7 @@ from amdet_core.config import (
 from amdet_core.encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError
 from amdet_core.prompts import builtin_prompts
-from amdet_core.repair import CONFIGS, Case, Probe, erase, repair
+from amdet_core.repair import CONFIGS, Case, Probe, check_effect, erase, repair
 from amdet_core.repair.condition import cured
 from amdet_core.repair.erase import _Edit
 
@@ -178,7 +178,7 @@ def test_spectral_takes_the_planted_direction_and_leaves_the_fine_tune(toy: Text
 def test_spectral_resets_a_row_that_moved_and_nothing_else(toy: TextEncoder) -> None:
     token = toy.tokenizer.encode("sahib")[0]
     table = toy.weights[TOKEN_TABLE].clone()
-    table[token] *= -20
+    table[token] += 1
     suspect = changed(toy, **{TOKEN_TABLE: table})
     probe = Probe.of_tokens("t", [token])
     made = repair(Case.of(suspect, toy, (probe,), PROMPTS.first(60)), SpectralConfig())
@@ -327,13 +327,11 @@ def test_methods_that_learn_from_triggers_ask_for_one(backdoored: TextEncoder, c
         repair(Case.of(backdoored, clean, (), PROMPTS), CONFIGS[method]())
 
 
-@pytest.mark.parametrize("method", ["spectral", "erase"])
-def test_a_trigger_that_does_nothing_is_refused(backdoored: TextEncoder, clean: TextEncoder, method: str) -> None:
+def test_a_known_trigger_that_does_nothing_is_refused(backdoored: TextEncoder, clean: TextEncoder) -> None:
     idle = Probe.of_text("sahib", Placement.parse("insert"), 1)
     with pytest.raises(ConfigError, match=r"a trigger that does something.*'sahib'"):
-        repair(Case.of(backdoored, clean, (idle,), PROMPTS), CONFIGS[method]())
-    one_works = Case.of(backdoored, clean, (idle, known()), PROMPTS)
-    assert repair(one_works, CONFIGS[method]()).outcome.after.own_cosine > one_works.unrepaired.own_cosine + 0.3
+        check_effect(Case.of(backdoored, clean, (idle,), PROMPTS))
+    check_effect(Case.of(backdoored, clean, (idle, known()), PROMPTS))
 
 
 def test_settings_of_something_else_are_refused(case: Case) -> None:
