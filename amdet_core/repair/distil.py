@@ -1,4 +1,4 @@
-"""The anchor teaches the suspect what it answers to triggered prompts."""
+"""The anchor teaches what it answers to triggered prompts, the suspect what it answers to clean ones."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ def repair(case: Case, config: DistilConfig, bounds: CureConfig, progress: Progr
         return config.clean_weight * kept + taught, {"taught": float(taught.detach()), "kept": float(kept.detach())}
 
     encoder = suspect if config.start == "suspect" else suspect.with_weights(anchor.weights)
+    student = Student.of(encoder, config)
     for cycle in range(config.cycles):
         fresh = config.model_copy(update={"seed": config.seed + cycle})
         told = _counting(progress, cycle, config.cycles)
-        encoder = train(Student.of(encoder, fresh), objective, fresh, "distil", told)[0]
+        encoder = train(student, objective, fresh, "distil", told)[0]
         if cycle + 1 < config.cycles and _works(case, encoder, bounds):
             break
     return encoder

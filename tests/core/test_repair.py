@@ -315,6 +315,12 @@ def test_distil_goes_on_until_it_works(case: Case, asked: float, gone_through: i
     assert steps == [(done, 6) for done in range(1, 2 * gone_through + 1)]
 
 
+def test_distil_of_low_rank_keeps_its_rank_over_cycles(case: Case) -> None:
+    config = DistilConfig(start="suspect", trains="lora", rank=1, steps=1, cycles=3, clean_batch=4, triggered_batch=4)
+    delta = repair(case, config, CureConfig().model_copy(update={"clean": 1.01})).patch.deltas[FC2]
+    assert torch.linalg.matrix_rank(delta, rtol=1e-3) == 1
+
+
 @pytest.mark.parametrize("method", ["spectral", "restore", "distil"])
 def test_methods_with_an_anchor_ask_for_it(backdoored: TextEncoder, method: str) -> None:
     with pytest.raises(ConfigError, match="an anchor for"):
