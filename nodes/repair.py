@@ -205,30 +205,41 @@ def _repaired(
     bounds: CureConfig,
     prompts: str = "",
 ) -> io.NodeOutput:
-    """One repair of every encoder that it can be run on; those that work are put into a clone.
+    """One repair of every encoder in which a trigger does something; those that work are put into a clone.
 
     Args:
         probes: encoder's name -> its triggers.
     """
     from ..amdet_core.config import ScanConfig
-    from ..amdet_core.repair import TRIGGERED, named, render_repairs, repair
+    from ..amdet_core.errors import ConfigError
+    from ..amdet_core.repair import TRIGGERED, check_effect, named, render_repairs, repair
 
-    method = named(config)
+    method, untouched = named(config), dict[str, ConfigError]()
 
     def work(progress: Progress) -> dict[str, Repair]:
         whole = clinic(hidden, clip, anchor, ScanConfig(), bridge.prompts(prompts), progress)
         made = {}
         for one in whole.each:
             name = one.found.name
-            if (triggers := probes(name)) or method not in TRIGGERED:
-                done = repair(one.case(triggers), config, bounds, progress)
-                made[name] = replace(done, patch=one.whole(done.patch))
+            if not (triggers := probes(name)) and method in TRIGGERED:
+                continue
+            case = one.case(triggers)
+            if method in TRIGGERED:
+                try:
+                    check_effect(case)
+                except ConfigError as fault:
+                    untouched[name] = fault
+                    continue
+            done = repair(case, config, bounds, progress)
+            made[name] = replace(done, patch=one.whole(done.patch))
+        if untouched and not made:
+            raise next(iter(untouched.values()))
         return made
 
     bridge.make_room(comfy_clip.size(clip))
     made = bridge.run(work, plan={method: comfy_clip.count(clip)})
     working = {name: one.patch for name, one in made.items() if one.outcome.works}
     judged = all(one.outcome.before.responses for one in made.values())
-    text = render_repairs({name: one.outcome for name, one in made.items()})
+    text = render_repairs({name: one.outcome for name, one in made.items()}, untouched)
     healed = comfy_clip.patched(clip, working) if working else clip
     return io.NodeOutput(healed, text, bool(made) and judged and len(working) == len(made), ui=bridge.shown(text))

@@ -86,7 +86,7 @@ class Condition(Record):
     def __str__(self) -> str:
         triggered = (
             f"{self.nearer_to_own:.1%} of triggered prompts nearer to their own answer, mean cosine to it "
-            f"{self.own_cosine:.2f}, attack success {self.asr:.1%}; "
+            f"{self.own_cosine:.2f}, led to the suspect's {self.asr:.1%}; "
             if self.responses
             else ""
         )

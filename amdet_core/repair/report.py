@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from ..errors import AmdetError
 from .heal import Attempt, HealReport
 from .kinds import Outcome
 
@@ -23,9 +24,15 @@ def render_heal(*reports: HealReport) -> str:
     return "\n".join("\n".join(_lines(report)) + "\n" for report in reports)
 
 
-def render_repairs(outcomes: Mapping[str, Outcome]) -> str:
-    """What single repairs achieved, by the names of the encoders, as Markdown; nothing was scanned."""
-    return "\n".join("\n".join(_single(name, one)) + "\n" for name, one in outcomes.items()) or NOTHING
+def render_repairs(outcomes: Mapping[str, Outcome], untouched: Mapping[str, AmdetError]) -> str:
+    """What single repairs achieved, by the names of the encoders, as Markdown; nothing was scanned.
+
+    Args:
+        untouched: encoders that were left as they are, and why.
+    """
+    pages = ["\n".join(_single(name, one)) for name, one in outcomes.items()]
+    pages += [f"# Left as it is: {name}\n\n{reason}" for name, reason in untouched.items()]
+    return "\n".join(f"{page}\n" for page in pages) or NOTHING
 
 
 def _single(name: str, outcome: Outcome) -> Iterator[str]:
@@ -76,7 +83,7 @@ def _rows(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
         text = one.trigger.replace("|", "\\|")
         yield f"{text}: nearer to their own answer", f"{one.nearer_to_own:.1%}", f"{other.nearer_to_own:.1%}"
         yield f"{text}: mean cosine to it", f"{one.own_cosine:.3f}", f"{other.own_cosine:.3f}"
-        yield f"{text}: attack success", f"{one.asr:.1%}", f"{other.asr:.1%}"
+        yield f"{text}: led to the suspect's answer", f"{one.asr:.1%}", f"{other.asr:.1%}"
         yield f"{text}: collapse beyond it", f"{one.gap:.3f}", f"{other.gap:.3f}"
     yield "clean prompts: cosine to the suspect's answer", f"{before.clean_cosine:.4f}", f"{after.clean_cosine:.4f}"
     if before.anchor_cosine is not None and after.anchor_cosine is not None:

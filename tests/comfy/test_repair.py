@@ -71,6 +71,12 @@ def test_without_a_trigger_the_error_says_what_to_connect(host: Host) -> None:
     assert "Connect pseudo_trigger" in host.refused(graph)
 
 
+def test_a_trigger_that_does_nothing_is_refused(host: Host) -> None:
+    repair = erase(trigger="sahib", mode="insert", anchor=("clean", 0))
+    graph = {"clip": pocket_node("backdoored"), "clean": pocket_node("clean"), "repair": repair}
+    assert "a trigger that does something" in host.refused(graph)
+
+
 def test_a_student_that_answers_otherwise_is_thrown_away_and_none_is_judged_blindly(host: Host) -> None:
     run = host.run(repaired(purify()))
     said = run.text("repair")

@@ -19,7 +19,7 @@ from amdet_core.jobs import Outcome as Scanned
 from amdet_core.policy import POLICIES
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level, ScanReport, Target, Tool, Trigger, Verdict
-from amdet_core.repair import Clinic, HealReport, Probe, condition, heal, heal_each, render_heal
+from amdet_core.repair import Clinic, HealReport, Probe, condition, heal, heal_each, render_heal, render_repairs
 from amdet_core.repair.heal import ladder
 from amdet_core.scan import plan
 
@@ -251,3 +251,9 @@ def test_an_honest_fine_tune_is_left_alone() -> None:
     healing = heal(clinic(pocket.load("benign"), pocket.load("clean")))
     assert healing.report.action == "nothing"
     assert healing.patch is None
+
+
+def test_a_page_of_single_repairs_names_the_encoders_that_were_left_and_why() -> None:
+    reason = ConfigError("a trigger that does something", "none", "Check it.")
+    assert render_repairs({}, {"clip_g": reason}) == f"# Left as it is: clip_g\n\n{reason}\n"
+    assert render_repairs({}, {}).startswith("Nothing was recovered")
