@@ -250,7 +250,8 @@ def _trigger(report: ScanReport) -> Iterator[str]:
             yield "Another one leads to another output."
             yield from _literal(report, other)
     elif report.verdict.level >= Level.SUSPICIOUS:
-        yield "It could not be written as text; the recovered feature below stands for it."
+        kept = "the recovered feature below stands for it" if report.candidates else "no feature stands for it either"
+        yield f"It could not be written as text; {kept}."
     elif report.verdict.level == Level.INCONCLUSIVE:
         yield "Not known; none was found so far."
     else:

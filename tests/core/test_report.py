@@ -405,6 +405,14 @@ def test_a_text_that_does_a_little_is_no_trigger_where_nothing_was_found() -> No
     assert lines[2].startswith(f"“{found.triggers[0].text}”")
 
 
+@pytest.mark.parametrize("recovered", [True, False])
+def test_without_a_text_a_feature_stands_for_the_trigger_only_where_one_was_recovered(recovered: bool) -> None:
+    made = backdoored().model_copy(update={"triggers": ()})
+    made = made if recovered else made.model_copy(update={"candidates": ()})
+    (lines,) = [section.lines for section in sections(made) if section.key == "trigger"]
+    assert ("recovered feature below" in lines[0]) == recovered
+
+
 def test_what_was_not_checked_is_never_empty_and_said_once() -> None:
     made = clean().model_copy(update={"not_checked": ()})
     assert "VAE" in sections(made)[-1].lines[0]
