@@ -19,11 +19,10 @@ _BLOCK = re.compile(r"encoder\.layers\.\d+\.")
 
 
 def repair(case: Case, config: RestoreConfig, bounds: CureConfig, progress: Progress = silent) -> TextEncoder:
-    """The encoder with the fewest blocks led back, as little as cures.
+    """The encoder with the fewest blocks led back, as little as cures: :func:`.ladder.first_cure` says how amply.
 
     The token rows that stand out come first, then block after block, the one whose change is the strongest and the
-    most concentrated first, then the rest of the token table. Of the blocks that it takes, the smallest share of
-    the way back that still cures is taken.
+    most concentrated first, then the rest of the token table, each by the smaller shares of the way back first.
 
     Raises:
         ConfigError: there is no anchor.

@@ -23,7 +23,7 @@ from .ladder import first_cure, needs_anchor
 
 
 def repair(case: Case, config: SpectralConfig, bounds: CureConfig, progress: Progress = silent) -> TextEncoder:
-    """The encoder without the fewest directions whose loss cures it; without the most where none does.
+    """The encoder without the fewest directions whose loss cures it amply, as :func:`.ladder.first_cure` says.
 
     Raises:
         ConfigError: there is no anchor.

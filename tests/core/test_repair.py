@@ -22,10 +22,12 @@ from amdet_core.config import (
 )
 from amdet_core.encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError
+from amdet_core.progress import silent
 from amdet_core.prompts import builtin_prompts
 from amdet_core.repair import CONFIGS, Case, Probe, check_effect, erase, repair
-from amdet_core.repair.condition import cured
+from amdet_core.repair.condition import Response, cured
 from amdet_core.repair.erase import _Edit
+from amdet_core.repair.ladder import first_cure
 
 PROMPTS = builtin_prompts(240)
 FEW = list(PROMPTS.prompts[:5])
@@ -356,3 +358,29 @@ def test_nobodys_weights_are_changed(case: Case) -> None:
     before = {name: w.clone() for name, w in case.suspect.weights.items()}
     repair(case, SpectralConfig(directions=(0, 1)))
     assert all(torch.equal(w, before[name]) for name, w in case.suspect.weights.items())
+
+
+class Choices:
+    """A case whose encoders are two numbers: mean cosine to their own answer of triggered prompts, and of clean ones."""
+
+    def responses(self, encoder: tuple[float, float]) -> tuple[Response, ...]:
+        own, _ = encoder
+        return (Response(trigger="x", gap=0, asr=0, nearer_to_own=1, own_cosine=own, goal_cosine=0, reach=1, n=8),)
+
+    def clean_cosine(self, encoder: tuple[float, float]) -> float:
+        return encoder[1]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "taken"),
+    [
+        pytest.param([(0.5, 1.0), (0.96, 0.999), (0.985, 0.99), (0.99, 0.99)], 2, id="an ample cure that costs little"),
+        pytest.param([(0.5, 1.0), (0.96, 0.999), (0.985, 0.97), (0.99, 0.99)], 1, id="no ample one that costs much"),
+        pytest.param([(0.96, 0.999), (0.97, 0.99), (0.94, 0.99)], 0, id="the first where none is ample"),
+        pytest.param([(0.5, 1.0), (0.94, 0.99), (0.93, 0.99)], 1, id="the nearest where none cures"),
+        pytest.param([(0.5, 1.0), (0.99, 0.9)], 1, id="the only cure, whatever it costs"),
+    ],
+)
+def test_a_cure_is_ample_where_that_costs_little(candidates: list[tuple[float, float]], taken: int) -> None:
+    chosen = first_cure(Choices(), iter(candidates), CureConfig(), len(candidates), silent)  # type: ignore[arg-type, misc]
+    assert chosen == candidates[taken]
