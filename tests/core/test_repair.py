@@ -361,7 +361,7 @@ def test_nobodys_weights_are_changed(case: Case) -> None:
 
 
 class Choices:
-    """A case whose encoders are two numbers: mean cosine to their own answer of triggered prompts, and of clean ones."""
+    """A case whose encoders are two numbers: cosine to their own answer of triggered prompts, and of clean ones."""
 
     def responses(self, encoder: tuple[float, float]) -> tuple[Response, ...]:
         own, _ = encoder
