@@ -13,9 +13,10 @@ from .heal import clinic
 
 if TYPE_CHECKING:
     from ..amdet_core.config import Config, CureConfig
+    from ..amdet_core.errors import AmdetError
     from ..amdet_core.features import Feature
     from ..amdet_core.progress import Progress
-    from ..amdet_core.repair import Probe, Repair
+    from ..amdet_core.repair import Clinic, Probe, Repair
 
 ANCHOR = (
     "A trusted CLIP: the original that this one was made from. It is not needed to repair; with it, answers are "
@@ -211,35 +212,43 @@ def _repaired(
         probes: encoder's name -> its triggers.
     """
     from ..amdet_core.config import ScanConfig
-    from ..amdet_core.errors import ConfigError
-    from ..amdet_core.repair import TRIGGERED, check_effect, named, render_repairs, repair
+    from ..amdet_core.repair import TRIGGERED, Repair, named, render_repairs
 
-    method, untouched = named(config), dict[str, ConfigError]()
+    method = named(config)
 
-    def work(progress: Progress) -> dict[str, Repair]:
+    def work(progress: Progress) -> dict[str, Repair | AmdetError]:
         whole = clinic(hidden, clip, anchor, ScanConfig(), bridge.prompts(prompts), progress)
-        made = {}
-        for one in whole.each:
-            name = one.found.name
-            if not (triggers := probes(name)) and method in TRIGGERED:
-                continue
-            case = one.case(triggers)
-            if method in TRIGGERED:
-                try:
-                    check_effect(case)
-                except ConfigError as fault:
-                    untouched[name] = fault
-                    continue
-            done = repair(case, config, bounds, progress)
-            made[name] = replace(done, patch=one.whole(done.patch))
-        if untouched and not made:
-            raise next(iter(untouched.values()))
-        return made
+        return {
+            one.found.name: _one(one, triggers, config, bounds, progress)
+            for one in whole.each
+            if (triggers := probes(one.found.name)) or method not in TRIGGERED
+        }
 
     bridge.make_room(comfy_clip.size(clip))
-    made = bridge.run(work, plan={method: comfy_clip.count(clip)})
+    done = bridge.run(work, plan={method: comfy_clip.count(clip)})
+    made = {name: one for name, one in done.items() if isinstance(one, Repair)}
+    untouched = {name: one for name, one in done.items() if not isinstance(one, Repair)}
+    if untouched and not made:
+        raise next(iter(untouched.values()))
     working = {name: one.patch for name, one in made.items() if one.outcome.works}
     judged = all(one.outcome.before.responses for one in made.values())
     text = render_repairs({name: one.outcome for name, one in made.items()}, untouched)
     healed = comfy_clip.patched(clip, working) if working else clip
     return io.NodeOutput(healed, text, bool(made) and judged and len(working) == len(made), ui=bridge.shown(text))
+
+
+def _one(
+    one: Clinic, triggers: tuple[Probe, ...], config: Config, bounds: CureConfig, progress: Progress
+) -> Repair | AmdetError:
+    """A repair of one encoder, or why it is left as it is."""
+    from ..amdet_core.errors import ConfigError
+    from ..amdet_core.repair import TRIGGERED, check_effect, named, repair
+
+    case = one.case(triggers)
+    if named(config) in TRIGGERED:
+        try:
+            check_effect(case)
+        except ConfigError as fault:
+            return fault
+    done = repair(case, config, bounds, progress)
+    return replace(done, patch=one.whole(done.patch))

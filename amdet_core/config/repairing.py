@@ -30,7 +30,7 @@ class SpectralConfig(Config):
     """Leading singular directions of the change of every layer matrix are taken out, and token rows that stand out."""
 
     directions: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(0, 1, 2, 4, 8, 16), min_length=1, description="of each matrix; the fewest that cure are taken"
+        default=(0, 1, 2, 4, 8, 16), min_length=1, description="of each matrix; the fewest that cure amply are taken"
     )
     rows: int = Field(default=32, ge=0, description="token rows that are reset at most, those that moved most")
 
@@ -39,7 +39,7 @@ class RestoreConfig(Config):
     """Blocks and token rows that forensics blames are led back to the anchor, the most blamed first."""
 
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        default=(0.5, 1.0), min_length=1, description="of the way back; the smallest that cures is taken"
+        default=(0.5, 1.0), min_length=1, description="of the way back; the smallest that cures amply is taken"
     )
     rows: int = Field(default=32, ge=0, description="token rows that are reset at most, those that moved most")
 
