@@ -216,6 +216,7 @@ def _rows(delta: Tensor, anchor: Tensor, tokenizer: ClipTokenizer, limit: int) -
     order = distances.argsort(descending=True, stable=True)[:limit]
     moved = [
         RowChange(
+            text=_said(tokenizer, token),
             token=tokenizer.token(token) if token < len(tokenizer) else f"#{token}",
             token_id=token,
             distance=_ratio(float(distances[i]), usual),
@@ -224,6 +225,14 @@ def _rows(delta: Tensor, anchor: Tensor, tokenizer: ClipTokenizer, limit: int) -
         for i, token in zip(order.tolist(), ids[order].tolist(), strict=True)
     ]
     return tuple(moved), len(ids)
+
+
+def _said(tokenizer: ClipTokenizer, token: int) -> str:
+    """What a token stands for; its number where it is none of CLIP's, its spelling where it is no whole character."""
+    if token >= len(tokenizer):
+        return f"#{token}"
+    text = tokenizer.text([token])
+    return tokenizer.token(token) if not text or "\ufffd" in text else text
 
 
 def _moved(delta: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ def summary(changes: Sequence[Change], finer: str | None, moved: Sequence[RowCha
     if matrices and rows:
         parts.append(f"{rows:,} token rows changed")
     outlying = [row for row in moved if row.sigma >= OUTLYING][:NAMED]
-    parts += [f"token {row.token!r} moved {row.sigma:.0f} sigma" for row in outlying]
+    parts += [f"token {row.text!r} moved {row.sigma:.0f} sigma" for row in outlying]
     return "; ".join(parts)
 
 
@@ -87,7 +87,7 @@ def _without_change(changes: Sequence[Change]) -> str:
 
 
 def _only_rows(moved: Sequence[RowChange], rows: int) -> str:
-    tokens = ", ".join(repr(row.token) for row in moved[:NAMED])
+    tokens = ", ".join(repr(row.text) for row in moved[:NAMED])
     others = f" and {rows - NAMED:,} others" if rows > NAMED else ""
     return f"only the token row{'s' if rows > 1 else ''} {tokens}{others} changed"
 

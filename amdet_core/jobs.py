@@ -44,7 +44,7 @@ NOT_CHECKED = (
     "Tokenizer files: the encoder is read with CLIP's own vocabulary",
     "Backdoors that change a part of the picture only (an attribute, a style) instead of replacing it",
 )
-MOVED_ALONE = "Single tokens whose row of the token table did not move, where others did: a larger preset tries all"
+MOVED_ALONE = "Single tokens whose rows of the token table moved least or not at all: a larger preset tries all"
 NOT_INVERTED = "Triggers that no single token, text of moved tokens or pattern shows: a larger preset inverts for them"
 
 
@@ -295,7 +295,8 @@ def _report(
 def _left_out(config: ScanConfig, findings: list[Findings]) -> Iterator[str]:
     """What the settings left out of scans that measured anything."""
     swept = [found.sweep for found in findings if found.sweep is not None]
-    if config.sweep is not None and config.sweep.rows is not None and swept:
+    moved = any(found.forensics is not None and found.forensics.rows_changed for found in findings)
+    if config.sweep is not None and config.sweep.rows is not None and swept and moved:
         yield MOVED_ALONE
     if config.contrast is not None and not config.contrast.always and swept:
         yield NOT_INVERTED

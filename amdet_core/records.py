@@ -274,7 +274,8 @@ class LayerChange(Record):
 class RowChange(Record):
     """A row of the token table that moved."""
 
-    token: str
+    text: str = Field(description="what it stands for; the token itself where that is no whole character")
+    token: str = Field(description="the vocabulary's spelling")
     token_id: int
     distance: Number = Field(description="norm of the difference over the median norm of a row")
     sigma: Number = Field(description="robust z-score among the rows that moved")

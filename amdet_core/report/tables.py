@@ -51,8 +51,8 @@ def _changed(forensics: Forensics) -> Iterator[str]:
     )
     if forensics.rows:
         yield ""
-        rows = ((row.token, number(row.distance), number(row.sigma)) for row in forensics.rows[:MOST])
-        yield from _table(("token row", "distance", "sigma"), rows)
+        rows = ((row.text, row.token, number(row.distance), number(row.sigma)) for row in forensics.rows[:MOST])
+        yield from _table(("row of", "token", "distance", "sigma"), rows)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

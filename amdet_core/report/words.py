@@ -119,7 +119,7 @@ def measured(evidence: Evidence) -> str:
     """Value, interval and number of samples of one quantity."""
     interval = ""
     if evidence.interval is not None and all(map(math.isfinite, evidence.interval)):
-        interval = f"95% interval {evidence.interval[0]:.2f} to {evidence.interval[1]:.2f}, "
+        interval = f"95% interval {' to '.join(map(number, evidence.interval))}, "
     return f"{number(evidence.value)} ({interval}n = {evidence.n:,})"
 
 
@@ -359,7 +359,7 @@ def _weights(report: ScanReport) -> Iterator[str]:
 def _changes(forensics: Forensics) -> Iterator[str]:
     yield f"{forensics.encoder}: {forensics.summary.rstrip('.')}."
     if forensics.rows:
-        most = ", ".join(f"“{row.token}”" for row in forensics.rows[:5])
+        most = ", ".join(f"“{row.text}”" for row in forensics.rows[:5])
         yield f"{_count(forensics.rows_changed, 'row')} of its token table moved, most of all: {most}."
 
 

@@ -205,11 +205,18 @@ def test_a_tensor_that_was_zero_has_an_infinite_relative_norm_and_evidence_stays
 def test_a_single_row_is_named(anchor):
     token = anchor.tokenizer.encode("teapot")[0]
     result = forensics.compare(move_row(anchor, token, 0.01), anchor)
-    assert result.summary == "only the token row 'teapot</w>' changed"
+    assert result.summary == "only the token row 'teapot' changed"
     assert (result.rows_changed, result.rows[0].token_id) == (1, token)
     assert result.rows[0].distance == pytest.approx(0.2, rel=0.2)
     assert math.isnan(result.rows[0].sigma)
     assert numbers(result)["token_row_sigma"] is None
+
+
+def test_a_row_is_named_as_it_reads_and_half_a_character_by_its_spelling(anchor):
+    tokenizer = anchor.tokenizer
+    (look_alike,), half = tokenizer.encode("\u043e"), next(i for i in range(256) if not tokenizer.writable([i]))
+    assert "'\u043e' changed" in forensics.compare(move_row(anchor, look_alike, 0.01), anchor).summary
+    assert forensics.compare(move_row(anchor, half, 0.01), anchor).rows[0].text == tokenizer.token(half)
 
 
 def test_the_row_that_moved_most_stands_out_among_those_that_moved(anchor):
@@ -221,7 +228,7 @@ def test_the_row_that_moved_most_stands_out_among_those_that_moved(anchor):
     assert result.rows[0].token_id == token
     assert len(result.rows) == 5
     assert result.rows_changed == 2001
-    assert "2,001 token rows changed; token 'sahib</w>' moved" in result.summary
+    assert "2,001 token rows changed; token 'sahib' moved" in result.summary
     assert result.rows[0].sigma > forensics_words.OUTLYING > result.rows[1].sigma
     assert numbers(result)["token_row_sigma"] == result.rows[0].sigma
 

@@ -16,10 +16,10 @@ from amdet_core import pocket, sweep
 from amdet_core.anchors import Anchors
 from amdet_core.attacks import Placement
 from amdet_core.config import ContrastConfig, LandscapeConfig, ScanConfig
-from amdet_core.encoder import TextEncoder
+from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, EncoderError
 from amdet_core.formats import FoundEncoder, OpenedTarget, file_sha256, open_target, write_encoder
-from amdet_core.jobs import Job, choose_device, joined, run_job, scan_opened
+from amdet_core.jobs import MOVED_ALONE, Job, choose_device, joined, run_job, scan_opened
 from amdet_core.policy import POLICIES
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
@@ -88,6 +88,24 @@ def test_an_encoder_of_another_shape_than_its_anchor_is_scanned_and_the_report_s
         "backdoored": (Level.BACKDOORED, [0]),
         "benign": (Level.CLEAN, [0]),
     }
+
+
+@pytest.mark.parametrize("moved", [0, 3])
+def test_untried_tokens_are_spoken_of_only_where_rows_of_others_moved(
+    tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "single_tokens", lambda _: tuple((i,) for i in range(1000, 1100)))
+    monkeypatch.setattr(sweep, "characters", lambda _: ())
+    config = plan(POLICIES["amdet-2"], "quick", 42).model_copy(update={"search": None, "landscape": None})
+    weights = {name: tensor.clone() for name, tensor in pocket.load("clean").weights.items()}
+    weights["encoder.layers.0.mlp.fc1.bias"] += 1e-3
+    weights[TOKEN_TABLE][1000 : 1000 + moved] += 1e-3
+    write_encoder(replace(pocket.load("clean"), weights=weights), tmp_path / "suspect", "hf")
+    opened, anchors = open_target(tmp_path / "suspect"), Anchors.of("auto", None)
+    policy, prompts = POLICIES["amdet-2"], builtin_prompts(400)
+    report = scan_opened(opened, anchors, config, policy, prompts, torch.device("cpu")).report
+    assert report.sweeps[0].tried == (moved or 100)
+    assert (MOVED_ALONE in report.not_checked) is (moved > 0)
 
 
 def test_the_recovered_feature_does_what_the_known_trigger_does(encoders: Path) -> None:

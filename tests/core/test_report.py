@@ -115,7 +115,7 @@ def forensics(of: str = "clip_l", layers: int = 12) -> Forensics:
         encoder=of,
         summary="All 12 layers changed by 0.2% to 1.3%, with 80% of the energy in 8 directions: a short fine-tune",
         layers=(*tables, *changes),
-        rows=(RowChange(token="о</w>", token_id=12466, distance=0.31, sigma=14.2),),
+        rows=(RowChange(text="о", token="Ð¾</w>", token_id=12466, distance=0.31, sigma=14.2),),
         rows_changed=1,
     )
 
@@ -216,7 +216,7 @@ def hostile() -> ScanReport:
     trigger = backdoored().trigger
     assert trigger is not None
     change = LayerChange(tensor=f"$\\frac{ATTACK}\u202e.weight", relative_norm=float("nan"))
-    row = RowChange(token=ATTACK, token_id=1, distance=1, sigma=1)
+    row = RowChange(text=ATTACK, token=ATTACK, token_id=1, distance=1, sigma=1)
     return report(
         Level.BACKDOORED,
         f"{ATTACK}\x1b[2J",
