@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNCONNECTED = object()
-"""In the place of an input that the host leaves out."""
+"""In the place of an input that the host leaves out, as it does one that is not connected."""
 
 Report = io.Custom("AMDET_REPORT")
 """Socket of an :class:`~amdet_core.jobs.Outcome`."""
@@ -96,25 +96,25 @@ def anchors(given: OpenedTarget | None = None, progress: Progress | None = None)
     return Anchors((), "", True, store)
 
 
-def anchors_state(anchor: object = UNCONNECTED) -> str:
-    """Answer of ``fingerprint_inputs``: changes when other anchors may be found, where none is connected.
+class AnchoredNode(io.ComfyNode):
+    """A node whose results depend on the anchors that are found, where none is connected."""
 
-    Args:
-        anchor: the input of that name as the host gives it; it gives none that is not connected.
-    """
-    from ..amdet_core.errors import AmdetError
-    from ..amdet_core.trust import TrustStore
+    @classmethod
+    def fingerprint_inputs(cls, anchor: object = UNCONNECTED, **_: Any) -> str:
+        """Changes when other anchors may be found."""
+        from ..amdet_core.errors import AmdetError
+        from ..amdet_core.trust import TrustStore
 
-    if anchor is not UNCONNECTED:
-        return ""
-    try:
-        entries = TrustStore(folders.trust_store()).entries
-    except AmdetError as error:
-        return str(error)
-    # Not those that a scan itself adds: a second run would scan once more.
-    own = sorted(f"{entry.name} {entry.fingerprint}" for entry in entries if entry.source == "user")
-    files = [f"{path} {folders.stamp(path)}" for path in folders.text_encoders() if path.is_file()]
-    return "\n".join([*own, *files])
+        if anchor is not UNCONNECTED:
+            return ""
+        try:
+            entries = TrustStore(folders.trust_store()).entries
+        except AmdetError as error:
+            return str(error)
+        # Not those that a scan itself adds: a second run would scan once more.
+        own = sorted(f"{entry.name} {entry.fingerprint}" for entry in entries if entry.source == "user")
+        files = [f"{path} {folders.stamp(path)}" for path in folders.text_encoders() if path.is_file()]
+        return "\n".join([*own, *files])
 
 
 def prompts(text: str | None, limit: int = 4000) -> PromptSet:

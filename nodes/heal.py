@@ -44,7 +44,7 @@ def clinic(hidden: Any, clip: Any, anchor: Any, config: ScanConfig, prompts: Pro
     )
 
 
-class AMDET_Heal(io.ComfyNode):
+class AMDET_Heal(bridge.AnchoredNode):
     """Scan, repair a clone, scan that."""
 
     @classmethod
@@ -115,11 +115,6 @@ class AMDET_Heal(io.ComfyNode):
     def validate_inputs(cls, method: str, preset: str) -> bool | str:
         """Refuse unknown choices before anything runs."""
         return bridge.all_right(bridge.among(method, METHODS, "method"), bridge.among(preset, PRESETS, "preset"))
-
-    @classmethod
-    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
-        """Changes when another anchor may be found."""
-        return bridge.anchors_state(anchor)
 
     @classmethod
     def execute(

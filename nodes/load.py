@@ -83,7 +83,7 @@ def _read(file: str, progress: Progress) -> tuple[OpenedTarget, list[str]]:
     return opened, lines + [f"not loaded: {part}" for part in opened.not_scanned]
 
 
-class AMDET_FindAnchor(io.ComfyNode):
+class AMDET_FindAnchor(bridge.AnchoredNode):
     """An installed encoder that can be trusted, to compare with."""
 
     @classmethod
@@ -103,11 +103,6 @@ class AMDET_FindAnchor(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             **bridge.newer(search_aliases=["trusted", "reference", "original clip", "amdet"]),
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> str:
-        """Changes when another anchor may be found."""
-        return bridge.anchors_state()
 
     @classmethod
     def execute(cls, clip: Any) -> io.NodeOutput:

@@ -44,7 +44,7 @@ def _weights(found: ScanReport) -> Image.Image:
 ANCHOR = "A trusted CLIP to compare with. Without it, an installed encoder with a known hash is looked for."
 
 
-class AMDET_TriggerSweep(io.ComfyNode):
+class AMDET_TriggerSweep(bridge.AnchoredNode):
     """Which token changes this CLIP's answer most?"""
 
     @classmethod
@@ -80,11 +80,6 @@ class AMDET_TriggerSweep(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
-        """Changes when another anchor may be found."""
-        return bridge.anchors_state(anchor)
-
-    @classmethod
     def execute(cls, clip: Any, seed: int, anchor: Any = None) -> io.NodeOutput:
         """Try them all."""
         from ..amdet_core.report.tables import sweep_table
@@ -107,7 +102,7 @@ class AMDET_TriggerSweep(io.ComfyNode):
         )
 
 
-class AMDET_WeightForensics(io.ComfyNode):
+class AMDET_WeightForensics(bridge.AnchoredNode):
     """What was done to this CLIP's weights?"""
 
     @classmethod
@@ -134,11 +129,6 @@ class AMDET_WeightForensics(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             **bridge.newer(search_aliases=["weights", "diff", "lora", "merge", "fine-tune", "amdet"]),
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
-        """Changes when another anchor may be found."""
-        return bridge.anchors_state(anchor)
 
     @classmethod
     def execute(cls, clip: Any, anchor: Any = None) -> io.NodeOutput:

@@ -38,7 +38,7 @@ def outputs(result: str) -> list[Any]:
     ]
 
 
-class AMDET_EraseBackdoor(io.ComfyNode):
+class AMDET_EraseBackdoor(bridge.AnchoredNode):
     """Erase what a scan recovered, or a trigger that is known."""
 
     @classmethod
@@ -71,11 +71,6 @@ class AMDET_EraseBackdoor(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             **bridge.newer(search_aliases=["erase", "MTBD", "repair", "edit", "backdoor", "amdet"]),
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
-        """Changes when another anchor may be found."""
-        return bridge.anchors_state(anchor)
 
     @classmethod
     def execute(
@@ -111,7 +106,7 @@ class AMDET_EraseBackdoor(io.ComfyNode):
         )
 
 
-class AMDET_Purify(io.ComfyNode):
+class AMDET_Purify(bridge.AnchoredNode):
     """A student that never saw the trigger."""
 
     @classmethod
@@ -161,11 +156,6 @@ class AMDET_Purify(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             **bridge.newer(search_aliases=["MIMIC", "distill", "purify", "repair", "backdoor", "amdet"]),
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
-        """Changes when another anchor may be found."""
-        return bridge.anchors_state(anchor)
 
     @classmethod
     def execute(

@@ -65,7 +65,7 @@ def scanned(
     return outcome
 
 
-class AMDET_BackdoorScan(io.ComfyNode):
+class AMDET_BackdoorScan(bridge.AnchoredNode):
     """Is the text encoder of this CLIP backdoored?"""
 
     @classmethod
@@ -145,11 +145,6 @@ class AMDET_BackdoorScan(io.ComfyNode):
             bridge.among(policy, POLICIES, "policy"),
             bridge.among(stop_at, STOP_AT, "stop_at"),
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, anchor: Any = bridge.UNCONNECTED, **_: Any) -> str:
-        """Changes when another anchor may be found."""
-        return bridge.anchors_state(anchor)
 
     @classmethod
     def execute(

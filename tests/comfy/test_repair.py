@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from amdet_core import pocket
+from amdet_core.tokenizer import clip_tokenizer
 
 from .graphs import Graph, node, scan, text
 from .graphs import pocket as pocket_node
@@ -75,6 +76,19 @@ def test_a_trigger_that_does_nothing_is_refused(host: Host) -> None:
     repair = erase(trigger="sahib", mode="insert", anchor=("clean", 0))
     graph = {"clip": pocket_node("backdoored"), "clean": pocket_node("clean"), "repair": repair}
     assert "a trigger that does something" in host.refused(graph)
+
+
+def test_of_two_encoders_the_one_without_the_backdoor_is_left_alone(host: Host) -> None:
+    turned = clip_tokenizer().encode("sahib")[0]
+    graph: Graph = {
+        "anchor": node("PROBE_Small", kind="sdxl", noise=0.0),
+        "clip": node("PROBE_Small", kind="sdxl", noise=0.0001, turned=turned),
+        "repair": erase(trigger="sahib", mode="prefix", anchor=("anchor", 0)),
+        "works": text(("repair", 2)),
+    }
+    said = host.run(graph).text("repair")
+    assert "(erase): clip_l\n" in said, said
+    assert "# Left as it is: clip_g\n" in said, said
 
 
 def test_a_student_that_answers_otherwise_is_thrown_away_and_none_is_judged_blindly(host: Host) -> None:

@@ -169,10 +169,13 @@ class Small:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"kind": (["sdxl", "plain sdxl", "flux", "sd3", "t5"],), "noise": ("FLOAT", {"default": 0.0})}
+            "required": {"kind": (["sdxl", "plain sdxl", "flux", "sd3", "t5"],), "noise": ("FLOAT", {"default": 0.0})},
+            "optional": {"turned": ("INT", {"default": -1})},
         }
 
-    def run(self, kind: str, noise: float) -> tuple[Any]:
+    def run(self, kind: str, noise: float, turned: int = -1) -> tuple[Any]:
+        """``turned`` is a token that means the opposite in clip_l."""
+
         class Target:
             params: ClassVar[dict[str, Any]] = {}
 
@@ -197,6 +200,8 @@ class Small:
             norm = "norm" in name and name.endswith("weight")
             value = torch.randn(weight.shape, generator=generator) * 0.05 + norm
             weight.data.copy_(value + noise * torch.randn(weight.shape, generator=change))
+        if turned >= 0:
+            clip.cond_stage_model.clip_l.transformer.text_model.embeddings.token_embedding.weight.data[turned] *= -1
         return (clip,)
 
 
