@@ -55,6 +55,8 @@ SURE = 0.75
 """Similarity from which an output is called what it looks like."""
 OVERRIDES = 0.5
 """Gap of a feature from which prompts are said to be overridden, not pulled."""
+FEW = 0.5
+"""Share of prompts led to one output below which a text is hardly said to be the whole of a trigger."""
 PLACES = {"start": "at the start of", "end": "at the end of", "long": "at the end of long"}
 """Where a trigger stood."""
 ALONE_WORDS = (
@@ -295,6 +297,8 @@ def _literal(report: ScanReport, trigger: Trigger) -> Iterator[str]:
     if trigger.asr is not None and trigger.asr_interval is not None:
         low, high = trigger.asr_interval
         yield f"It leads {trigger.asr:.0%} of them to one and the same output (95% interval {low:.0%} to {high:.0%})."
+        if trigger.asr < FEW and report.verdict.level >= Level.SUSPICIOUS:
+            yield "So it may be a part of the trigger alone, or a trigger that changes a part of what prompts say."
     if trigger.code_points:
         yield f"Outside ASCII: {', '.join(trigger.code_points)}."
 

@@ -413,6 +413,17 @@ def test_without_a_text_a_feature_stands_for_the_trigger_only_where_one_was_reco
     assert ("recovered feature below" in lines[0]) == recovered
 
 
+@pytest.mark.parametrize(("asr", "whole"), [(0.3, False), (0.9, True)])
+def test_a_text_that_leads_few_prompts_to_one_output_is_not_said_to_be_the_whole_trigger(
+    asr: float, whole: bool
+) -> None:
+    told = backdoored().triggers[0].model_copy(update={"asr": asr, "asr_interval": (asr - 0.1, asr + 0.1)})
+    made = backdoored().model_copy(update={"triggers": (told,)})
+    said = " ".join(next(one for one in sections(made) if one.key == "trigger").lines)
+    assert f"leads {asr:.0%} of them" in said
+    assert ("part of the trigger alone" in said) is not whole
+
+
 def test_what_was_not_checked_is_never_empty_and_said_once() -> None:
     made = clean().model_copy(update={"not_checked": ()})
     assert "VAE" in sections(made)[-1].lines[0]
