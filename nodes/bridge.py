@@ -96,8 +96,8 @@ def anchors(given: OpenedTarget | None = None, progress: Progress | None = None)
     return Anchors((), "", True, store)
 
 
-class AnchoredNode(io.ComfyNode):
-    """A node whose results depend on the anchors that are found, where none is connected."""
+class Anchored:
+    """Of a node whose results depend on the anchors that are found, where none is connected."""
 
     @classmethod
     def fingerprint_inputs(cls, anchor: object = UNCONNECTED, **_: Any) -> str:

@@ -44,7 +44,7 @@ def clinic(hidden: Any, clip: Any, anchor: Any, config: ScanConfig, prompts: Pro
     )
 
 
-class AMDET_Heal(bridge.AnchoredNode):
+class AMDET_Heal(bridge.Anchored, io.ComfyNode):
     """Scan, repair a clone, scan that."""
 
     @classmethod

@@ -83,7 +83,7 @@ def _read(file: str, progress: Progress) -> tuple[OpenedTarget, list[str]]:
     return opened, lines + [f"not loaded: {part}" for part in opened.not_scanned]
 
 
-class AMDET_FindAnchor(bridge.AnchoredNode):
+class AMDET_FindAnchor(bridge.Anchored, io.ComfyNode):
     """An installed encoder that can be trusted, to compare with."""
 
     @classmethod

@@ -44,7 +44,7 @@ def _weights(found: ScanReport) -> Image.Image:
 ANCHOR = "A trusted CLIP to compare with. Without it, an installed encoder with a known hash is looked for."
 
 
-class AMDET_TriggerSweep(bridge.AnchoredNode):
+class AMDET_TriggerSweep(bridge.Anchored, io.ComfyNode):
     """Which token changes this CLIP's answer most?"""
 
     @classmethod
@@ -102,7 +102,7 @@ class AMDET_TriggerSweep(bridge.AnchoredNode):
         )
 
 
-class AMDET_WeightForensics(bridge.AnchoredNode):
+class AMDET_WeightForensics(bridge.Anchored, io.ComfyNode):
     """What was done to this CLIP's weights?"""
 
     @classmethod

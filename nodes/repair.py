@@ -38,7 +38,7 @@ def outputs(result: str) -> list[Any]:
     ]
 
 
-class AMDET_EraseBackdoor(bridge.AnchoredNode):
+class AMDET_EraseBackdoor(bridge.Anchored, io.ComfyNode):
     """Erase what a scan recovered, or a trigger that is known."""
 
     @classmethod
@@ -106,7 +106,7 @@ class AMDET_EraseBackdoor(bridge.AnchoredNode):
         )
 
 
-class AMDET_Purify(bridge.AnchoredNode):
+class AMDET_Purify(bridge.Anchored, io.ComfyNode):
     """A student that never saw the trigger."""
 
     @classmethod

@@ -65,7 +65,7 @@ def scanned(
     return outcome
 
 
-class AMDET_BackdoorScan(bridge.AnchoredNode):
+class AMDET_BackdoorScan(bridge.Anchored, io.ComfyNode):
     """Is the text encoder of this CLIP backdoored?"""
 
     @classmethod
