@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
+from .encoder import POSITION_TABLE, PROJECTION, TOKEN_TABLE, TextEncoder
 from .errors import EncoderError
 from .forensics_words import Change, summary
 from .memory import double
@@ -93,19 +93,21 @@ def moved_tokens(suspect: TextEncoder, anchor: TextEncoder) -> list[int]:
         EncoderError: the anchor has other tensors than the suspect.
     """
     _shared(suspect, anchor)
-    ours, theirs = suspect.weights[TOKEN_TABLE], anchor.weights[TOKEN_TABLE]
+    ours, theirs = (encoder.weights[TOKEN_TABLE].cpu() for encoder in (suspect, anchor))  # Apple's lack float64, float8
     ids, distances = _moved(ours - _reference(ours, theirs)[0])
     moved: list[int] = ids[distances.argsort(descending=True, stable=True)].tolist()
     return moved
 
 
 def distance(a: TextEncoder, b: TextEncoder) -> float:
-    """Frobenius norm of the difference over that of ``b``, over all tensors that both have.
+    """Frobenius norm of the difference over that of ``b``, over all tensors that both have but the text projection.
+
+    Many files come without that one, and nearer they are not.
 
     Raises:
         EncoderError: the two have different tensors.
     """
-    names = _shared(a, b)
+    names = [name for name in _shared(a, b) if name != PROJECTION]
     a, b = a.to("cpu"), b.to("cpu")
     difference = sum(_norm(a.weights[name] - b.weights[name]) ** 2 for name in names)
     total = sum(_norm(b.weights[name]) ** 2 for name in names)

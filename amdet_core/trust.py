@@ -198,9 +198,19 @@ class TrustStore:
             ) from error
 
     def add(self, entry: TrustEntry) -> None:
-        """Trust an encoder; one with the same values is replaced, so that its name and place can change."""
-        others = tuple(e for e in self.entries if e.fingerprint != entry.fingerprint)
-        self._write((*others, entry))
+        """Trust an encoder. Of one with the same values name and place become those that a user gives.
+
+        A file that is trusted for its hash alone takes the place of one that is gone, and no other. What is known of
+        a text projection is kept where the new file has none.
+        """
+        entries = self.entries
+        known = next((one for one in entries if one.fingerprint == entry.fingerprint), None)
+        if known is not None:
+            stays = entry.source != "user" and known.path is not None and Path(known.path).exists()
+            kept, other = (known, entry) if stays else (entry, known)
+            entry = kept.model_copy(update={"projections": kept.projections or other.projections})
+        if entry != known:
+            self._write((*(one for one in entries if one is not known), entry))
 
     def remove(self, name_or_fingerprint: str) -> TrustEntry:
         """Trust an encoder no longer.

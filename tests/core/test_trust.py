@@ -35,6 +35,12 @@ def near(encoder: TextEncoder, by: float, seed: int = 1) -> TextEncoder:
     )
 
 
+def projected(encoder: TextEncoder, seed: int = 0) -> TextEncoder:
+    spec = encoder.spec.model_copy(update={"projection": 32})
+    weight = torch.randn((32, spec.width), generator=torch.Generator().manual_seed(seed))
+    return TextEncoder(spec, {**encoder.weights, PROJECTION: weight}, encoder.tokenizer)
+
+
 def changed(encoder: TextEncoder, name: str, value: torch.Tensor) -> TextEncoder:
     return encoder.with_weights({**encoder.weights, name: value})
 
@@ -155,6 +161,40 @@ def test_adding_again_replaces_by_values(store, encoder):
     store.add(trust_entry(encoder, "new"))
     assert [entry.name for entry in store.entries] == ["other", "new"]
     assert store.path.read_bytes() == before
+
+
+def test_what_a_user_vouched_for_stays_beside_a_known_file_of_the_same_values(store, encoder, tmp_path):
+    full = projected(encoder)
+    place, hashed = tmp_path / "mine", {"source": "known-hash", "file_sha256": "a" * 64}
+    place.touch()
+    store.add(trust_entry(full, "mine", path=place))
+    store.add(trust_entry(encoder, "official", path=tmp_path / "installed", **hashed))
+    (kept,) = store.entries
+    assert (kept.name, kept.source, kept.path) == ("mine", "user", str(place))
+    assert kept.projections and not kept.has_projection(trust.projection_fingerprint(projected(encoder, 1)))
+    place.unlink()
+    store.add(trust_entry(encoder, "official", path=tmp_path / "installed", **hashed))
+    (found,) = store.entries
+    assert (found.name, found.path, found.projections) == ("official", str(tmp_path / "installed"), kept.projections)
+
+
+def test_a_user_names_a_known_file_anew_and_its_projection_is_learnt(store, encoder, tmp_path):
+    store.add(trust_entry(encoder, "official", source="known-hash", path=tmp_path))
+    store.add(trust_entry(projected(encoder), "another", source="known-hash", path=tmp_path / "copy"))
+    assert [(one.name, bool(one.projections)) for one in store.entries] == [("official", True)]
+    store.add(trust_entry(encoder, "mine"))
+    assert [(one.name, bool(one.projections)) for one in store.entries] == [("mine", True)]
+
+
+def test_the_nearest_anchor_is_so_by_its_layers_whatever_its_projection(encoder, tmp_path):
+    own, bare = projected(encoder), near(encoder, 0.001)
+    found, _ = trust.choose_anchor(
+        projected(encoder, 1),
+        [trust_entry(own, "original", path=tmp_path)],
+        lambda _: [own],
+        shipped=[("shipped", bare)],
+    )
+    assert found is not None and found.info.name == "original"
 
 
 def test_removing_by_name_and_by_digits(store, encoder):
