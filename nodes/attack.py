@@ -45,7 +45,7 @@ def changed(
         stage: what ``make`` calls its progress.
         save_as: prefix of files for the changed encoders; empty: none.
         weights: for ``lora`` the change is saved as a LoRA, too.
-        projected: whether ``make`` needs the text projections.
+        projected: whether ``make`` needs the text projections; files have them in any case.
     """
     from ..amdet_core.config import TrainingConfig
 
@@ -56,7 +56,7 @@ def changed(
     done = bridge.run(
         lambda progress: [
             (found, *make(found.encoder.to(bridge.device()), progress))
-            for found in comfy_clip.read(clip, label, projected=projected).encoders
+            for found in comfy_clip.read(clip, label, projected=projected or bool(save_as.strip())).encoders
         ],
         plan={stage: comfy_clip.count(clip)},
     )

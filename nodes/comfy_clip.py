@@ -59,7 +59,8 @@ def read(clip: Any, label: str, *, projected: bool = False) -> OpenedTarget:
 
     Args:
         label: where it comes from, for the report.
-        projected: with their text projections, where they have one. Scans never look at it.
+        projected: with every text projection that was loaded; otherwise with those alone through which an image
+            model reads the pooled output. The host has one always, with chance values where a file had none.
 
     Raises:
         EncoderError: it has none, or what it computes can't be read from its weights.
@@ -166,7 +167,8 @@ def _found(clip: Any, name: str, tower: Any, projected: bool) -> FoundEncoder:
     tokenizer = clip_tokenizer()
     with torch.inference_mode(False), torch.no_grad():
         weights = {key.removeprefix(prefix): _effective(clip.patcher, key) for key in keys}
-        projection = _projection(clip.patcher, f"{name}.transformer.{PROJECTION}") if projected else None
+        counts = projected or (tower.return_projected_pooled and _pooled_counts(clip.cond_stage_model, name))
+        projection = _projection(clip.patcher, f"{name}.transformer.{PROJECTION}") if counts else None
     if projection is not None:
         weights[PROJECTION] = projection
     pad, end = tower.special_tokens["pad"], tower.special_tokens["end"]

@@ -12,7 +12,6 @@ from .scan import PRESETS
 
 if TYPE_CHECKING:
     from ..amdet_core.config import ScanConfig
-    from ..amdet_core.formats import OpenedTarget
     from ..amdet_core.progress import Progress
     from ..amdet_core.prompts import PromptSet
     from ..amdet_core.repair import Clinic, Healed
@@ -35,7 +34,7 @@ def clinic(hidden: Any, clip: Any, anchor: Any, config: ScanConfig, prompts: Pro
     label, beside = (bridge.described(hidden.prompt, hidden.unique_id, name) for name in ("clip", "anchor"))
     return Clinic(
         opened=comfy_clip.read(clip, label),
-        anchors=bridge.anchors(None if anchor is None else comfy_clip.read(anchor, beside), progress),
+        anchors=bridge.anchors(None if anchor is None else comfy_clip.read(anchor, beside, projected=True), progress),
         scan=config,
         policy=POLICIES[DEFAULT_POLICY],
         prompts=prompts,
@@ -126,28 +125,28 @@ class AMDET_Heal(bridge.Anchored, io.ComfyNode):
 
         config = plan(POLICIES[DEFAULT_POLICY], preset, seed)
 
-        def work(progress: Progress) -> tuple[OpenedTarget, Healed]:
+        def work(progress: Progress) -> Healed:
             made = clinic(cls.hidden, clip, anchor, config, bridge.prompts(None, config.prompt_limit), progress)
-            return made.opened, heal_each(made, method=None if method == AUTO else method, replaced=replace)
+            return heal_each(made, method=None if method == AUTO else method, replaced=replace)
 
         if save_as.strip():
             folders.new_place(save_as, "clip")
         count = comfy_clip.count(clip)
         bridge.make_room(comfy_clip.size(clip))
         repairs = {stage: runs * count for stage, runs in REPAIRS.items()}
-        opened, done = bridge.run(work, plan={**stages(config, 2 * count), **repairs})
+        done = bridge.run(work, plan={**stages(config, 2 * count), **repairs})
         bridge.raise_no_room(done.before.report.faults)
         lines = [render_heal(*(healing.report for healing in done.encoders.values()))]
         if save_as.strip() and done.patches:
-            lines += [f"written: {path}" for path in folders.save_encoders(save_as, _repaired(opened, done))]
+            lines += [f"written: {path}" for path in folders.save_encoders(save_as, _repaired(clip, done))]
         text = "\n".join(lines)
         healed = comfy_clip.patched(clip, done.patches) if done.patches else clip
         return io.NodeOutput(healed, text, done.healed, done.after, ui=bridge.shown(text))
 
 
-def _repaired(opened: OpenedTarget, done: Healed) -> dict[str, tuple[Any, Any]]:
-    """The encoders that were repaired, with what was done."""
-    patches = done.patches
+def _repaired(clip: Any, done: Healed) -> dict[str, tuple[Any, Any]]:
+    """The encoders that were repaired, whole, with what was done."""
+    opened, patches = comfy_clip.read(clip, "clip", projected=True), done.patches
     return {
         found.name: (patches[found.name].apply(found.encoder), patches[found.name].provenance)
         for found in opened.encoders

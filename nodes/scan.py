@@ -51,7 +51,7 @@ def scanned(
     outcome = bridge.run(
         lambda progress: scan_opened(
             comfy_clip.read(clip, label),
-            bridge.anchors(None if anchor is None else comfy_clip.read(anchor, anchor_label), progress),
+            bridge.anchors(None if anchor is None else comfy_clip.read(anchor, anchor_label, projected=True), progress),
             config,
             policy,
             prompts,

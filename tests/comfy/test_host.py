@@ -20,7 +20,7 @@ from amdet_core import pocket
 from amdet_core.anchors import vouch
 from amdet_core.encoder import expected_shapes
 from amdet_core.formats import write_encoder
-from amdet_core.records import ScanReport
+from amdet_core.records import Level, ScanReport
 from amdet_core.storage import read_report
 
 from ..conftest import random_encoder
@@ -301,6 +301,21 @@ def test_both_encoders_of_sdxl_are_scanned_against_their_own_anchors(host: Host)
     graph["embedded"] = node("CLIPTextEncode", clip=("clip", 0), text="a cat embedding:amdet/both")
     graph["same"] = node("PROBE_Difference", first=("reversed", 0), second=("embedded", 0))
     assert float(host.run(graph).text("same")) < 1e-4
+
+
+def test_the_projection_through_which_sdxl_reads_is_compared_and_no_other(host: Host) -> None:
+    graph = {
+        "anchor": node("PROBE_Small", kind="sdxl", noise=0.0),
+        "clip": node("PROBE_Small", kind="sdxl", noise=0.0, projection=0.05),
+        "scan": scan(("clip", 0), anchor=("anchor", 0)),
+    }
+    report = report_of(host, graph)
+    assert report.verdict.level == Level.INCONCLUSIVE
+    assert [(fault.stage, fault.encoder) for fault in report.faults] == [("text projection", "clip_g")]
+    graph["clip"] = node("PROBE_Small", kind="sdxl", noise=0.0, projection=0.0005)
+    report = report_of(host, graph)
+    assert report.verdict.level == Level.CLEAN
+    assert sum("text projection differs from the anchor's by 1.0%" in note for note in report.not_checked) == 1
 
 
 # ------------------------------------------------------------------ what is refused

@@ -170,11 +170,11 @@ class Small:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {"kind": (["sdxl", "plain sdxl", "flux", "sd3", "t5"],), "noise": ("FLOAT", {"default": 0.0})},
-            "optional": {"turned": ("INT", {"default": -1})},
+            "optional": {"turned": ("INT", {"default": -1}), "projection": ("FLOAT", {"default": 0.0})},
         }
 
-    def run(self, kind: str, noise: float, turned: int = -1) -> tuple[Any]:
-        """``turned`` is a token that means the opposite in clip_l."""
+    def run(self, kind: str, noise: float, turned: int = -1, projection: float = 0.0) -> tuple[Any]:
+        """``turned`` is a token that means the opposite in clip_l, ``projection`` the noise of text projections."""
 
         class Target:
             params: ClassVar[dict[str, Any]] = {}
@@ -199,7 +199,8 @@ class Small:
         for name, weight in clip.cond_stage_model.named_parameters():
             norm = "norm" in name and name.endswith("weight")
             value = torch.randn(weight.shape, generator=generator) * 0.05 + norm
-            weight.data.copy_(value + noise * torch.randn(weight.shape, generator=change))
+            by = projection if "text_projection" in name else noise
+            weight.data.copy_(value + by * torch.randn(weight.shape, generator=change))
         if turned >= 0:
             clip.cond_stage_model.clip_l.transformer.text_model.embeddings.token_embedding.weight.data[turned] *= -1
         return (clip,)
