@@ -308,9 +308,17 @@ class Verdict(Record):
     policy: str
     statement: str = Field(description="what the level means, in one sentence that claims no more than was measured")
     p_value: Measured = Field(
-        default=None, description="how often an honest encoder scores as high; the smallest of several encoders'"
+        default=None,
+        description="how often an honest encoder scores as high; of several the smallest, times their number",
     )
-    rate: Measured = Field(default=None, description="false-positive rate to which it is calibrated; null: to none")
+    rate: Measured = Field(
+        default=None, description="false-positive rate to which it is calibrated, over all encoders; null: to none"
+    )
+    levels: dict[str, LevelName] = Field(default={}, description="of each encoder; the worst is the target's")
+
+    def of(self, encoder: str) -> Level:
+        """The level of one encoder."""
+        return self.levels.get(encoder, self.level)
 
 
 class Control(Record):
@@ -352,5 +360,9 @@ class ScanReport(Record):
 
     @property
     def trigger(self) -> Trigger | None:
-        """The strongest literal trigger; none where nothing was found: honest encoders have texts that do a little."""
-        return self.triggers[0] if self.triggers and self.verdict.level > Level.CLEAN else None
+        """The strongest literal trigger of what was found worst; None where there is none.
+
+        Honest encoders have texts that do a little, beside one with a backdoor as well.
+        """
+        worst = (one for one in self.triggers if self.verdict.of(one.encoder) == self.verdict.level)
+        return next(worst, None) if self.verdict.level > Level.CLEAN else None

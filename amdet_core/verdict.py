@@ -58,14 +58,15 @@ def decide(
         for reason in one.reasons
         if one.level == level or several
     ]
-    least = min((one.null for one in judged if one.null is not None), default=None)
+    against = _Against.several([one.null for one in judged if one.null is not None])
     return Verdict(
         level=level,
         reasons=tuple(reasons) or ("no text encoder was measured",),
         policy=policy.name,
-        statement=_statement(level, policy, evidence) + _calibrated_to(least),
-        p_value=least and least.p_value,
-        rate=least and least.rate,
+        statement=_statement(level, policy, evidence) + _calibrated_to(against),
+        levels={name: one.level for name, one in zip(names, judged, strict=True)},
+        p_value=against and against.p_value,
+        rate=against and against.rate,
     )
 
 
@@ -117,6 +118,18 @@ class _Against(NamedTuple):
     p_value: float
     rate: float
     family: str
+
+    @classmethod
+    def several(cls, encoders: Sequence[_Against]) -> _Against | None:
+        """Of a target by all its encoders: each may be flagged by chance, and the one that goes farthest counts.
+
+        References:
+            Bonferroni's correction: the smallest p-value times the number of tests.
+        """
+        if not encoders:
+            return None
+        least, count = min(encoders), len(encoders)
+        return cls(min(1.0, count * least.p_value), min(1.0, sum(one.rate for one in encoders)), least.family)
 
 
 class _Judged(NamedTuple):

@@ -248,9 +248,10 @@ def _compared(report: ScanReport) -> Iterator[str]:
 def _trigger(report: ScanReport) -> Iterator[str]:
     if report.trigger is not None:
         yield from _literal(report, report.trigger)
-        for other in report.triggers[1:]:
-            yield "Another one leads to another output."
-            yield from _literal(report, other)
+        for other in report.triggers:
+            if other is not report.trigger and report.verdict.of(other.encoder) > Level.CLEAN:
+                yield "Another one leads to another output."
+                yield from _literal(report, other)
     elif report.verdict.level >= Level.SUSPICIOUS:
         kept = "the recovered feature below stands for it" if report.candidates else "no feature stands for it either"
         yield f"It could not be written as text; {kept}."

@@ -28,10 +28,14 @@ CALIBRATED = Policy.model_validate(
 )
 
 
-def evidence(**values: float | None) -> list[Evidence]:
+def evidence_of(encoder: str, **values: float | None) -> list[Evidence]:
     return [
-        Evidence(name=name, value=value, direction="higher", n=64, encoder="clip_l") for name, value in values.items()
+        Evidence(name=name, value=value, direction="higher", n=64, encoder=encoder) for name, value in values.items()
     ]
+
+
+def evidence(**values: float | None) -> list[Evidence]:
+    return evidence_of("clip_l", **values)
 
 
 def row(number: int, label: str, **values: float) -> ModelResult:
@@ -159,6 +163,17 @@ def test_a_score_within_those_of_honest_encoders_is_clean_and_says_how_high() ->
     assert found.level == Level.CLEAN
     assert found.p_value == pytest.approx(0.5, abs=0.01)
     assert "199 fine-tunes of a toy" in found.reasons[0]
+
+
+def test_of_several_encoders_each_may_be_flagged_by_chance() -> None:
+    one = evidence(sweep_gap=0.17)
+    found, alone = decide(CALIBRATED, [*one, *evidence_of("clip_g", sweep_gap=0.1)], []), decide(CALIBRATED, one, [])
+    assert found.p_value == pytest.approx(2 * alone.p_value) and found.rate == pytest.approx(2 * alone.rate)
+    assert "flag 2.0% at most" in found.statement
+    many = [item for i in range(9) for item in evidence_of(f"encoder {i}", sweep_gap=0.1)]
+    assert decide(CALIBRATED, many, []).p_value == 1
+    same = evidence_of("clip_g", identical_to_trusted=1)
+    assert decide(CALIBRATED, [*one, *same], []).p_value == alone.p_value
 
 
 def test_without_the_evidence_or_with_a_fault_it_is_never_clean() -> None:

@@ -413,6 +413,19 @@ def test_without_a_text_a_feature_stands_for_the_trigger_only_where_one_was_reco
     assert ("recovered feature below" in lines[0]) == recovered
 
 
+def test_the_trigger_is_that_of_the_encoder_that_is_flagged() -> None:
+    told = backdoored().triggers[0]
+    strong = told.model_copy(update={"encoder": "clip_l", "text": "honest", "collapse": 0.9})
+    weak = told.model_copy(update={"encoder": "clip_g", "text": "planted", "collapse": 0.1})
+    levels = {"clip_l": Level.CLEAN, "clip_g": Level.SUSPICIOUS}
+    verdict = sdxl().verdict.model_copy(update={"levels": levels})
+    made = sdxl().model_copy(update={"verdict": verdict, "triggers": (strong, weak)})
+    assert made.trigger == weak
+    said = " ".join(next(one for one in sections(made) if one.key == "trigger").lines)
+    assert "planted" in said and "honest" not in said
+    assert made.model_copy(update={"triggers": (strong,)}).trigger is None
+
+
 @pytest.mark.parametrize(("asr", "whole"), [(0.3, False), (0.9, True)])
 def test_a_text_that_leads_few_prompts_to_one_output_is_not_said_to_be_the_whole_trigger(
     asr: float, whole: bool

@@ -124,6 +124,7 @@ def test_the_worst_encoder_decides_and_is_named() -> None:
     assert any(reason.startswith("clip_g:") for reason in verdict.reasons)
     half = decide(BOUNDS, evidence("clip_l", identical_to_trusted=1) + evidence("clip_g"), [fault("clip_g")])
     assert half.level == Level.INCONCLUSIVE
+    assert half.levels == {"clip_l": Level.CLEAN, "clip_g": Level.INCONCLUSIVE}
 
 
 def test_findings_ask_in_order_and_stop_at_the_first_that_fails() -> None:
