@@ -72,18 +72,22 @@ class Calibration(Record):
     n_backdoored: int = Field(default=0, description="of so many that were scanned; the score does not know them")
 
     @classmethod
-    def learnt(cls, terms: Sequence[Term], honest: Sequence[Measure], family: str, rate: float) -> Calibration:
+    def learnt(
+        cls, terms: Sequence[Term], honest: Sequence[Sequence[Measure]], family: str, rate: float
+    ) -> Calibration:
         """How far honest encoders go in every term, and the score of each by the others.
 
-        Those of which not all was measured have no part; where fewer than two are left, nothing is learnt.
+        An encoder counts once, by the farthest that it went in any of its scans. Scans of which not all was measured
+        have no part; where fewer than two encoders are left, nothing is learnt.
 
         Args:
             terms: evidence to be judged by; what they say of honest encoders does not count.
+            honest: the scans of each encoder.
             family: the honest encoders, in words.
         """
         blank = cls(family=family, terms=tuple(terms), rate=rate)
-        found = [blank.values(measure) for measure in honest]
-        known = [list(values.values()) for values in found if values is not None]
+        scans = ([values for one in encoder if (values := blank.values(one)) is not None] for encoder in honest)
+        known = [[max(one[term] for one in found) for term in terms] for found in scans if found]
         if len(known) < 2:
             return blank
         null = []

@@ -122,7 +122,9 @@ class Policy(Record):
             return self
         alarms = sum(any(one.margin(measure) > 0 for one in self.beside) for measure in measures)
         fitted = (
-            Calibration.learnt(one.terms, measures, CONTROLS, one.rate).model_copy(update={"alarms": alarms})
+            Calibration.learnt(one.terms, [[measure] for measure in measures], CONTROLS, one.rate).model_copy(
+                update={"alarms": alarms}
+            )
             for one in self.calibrations
         )
         if known := tuple(one for one in fitted if len(one.null) >= FEWEST_CONTROLS):

@@ -1,6 +1,6 @@
 """Benchmarks: what is claimed about the detector, measured on models whose labels are known."""
 
-from .calibration import calibrate, calibrate_policy
+from .calibration import by_model, calibrate, calibrate_policy
 from .detection import Benchmark, judge_again, policy_sha256, run
 from .flips import Flips, flips, read_flips
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
@@ -27,6 +27,7 @@ __all__ = [
     "RepairBenchmark",
     "RepairResult",
     "Told",
+    "by_model",
     "calibrate",
     "calibrate_policy",
     "flips",

@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..calibration import Calibration, Term
 from ..errors import ConfigError
 from ..policy import Finding, Policy, farthest
-from .results import ModelResult
+from .results import Detection, ModelResult
 
 FEWEST = 10
 """Honest models without which nothing is learnt."""
 
 
-def calibrate_policy(policy: Policy, rows: Sequence[ModelResult], family: str, rate: float = 0.01) -> Policy:
+Scans = Sequence[ModelResult]
+"""Of one model, by one preset or several."""
+
+
+def by_model(results: Iterable[Detection]) -> list[Scans]:
+    """Scans of each model; results of one zoo are of the same models."""
+    models: dict[tuple[str, str], list[ModelResult]] = {}
+    for result in results:
+        for row in result.models:
+            models.setdefault((result.zoo.name, row.model), []).append(row)
+    return list(models.values())
+
+
+def calibrate_policy(policy: Policy, models: Sequence[Scans], family: str, rate: float = 0.01) -> Policy:
     """A policy whose calibrations are learnt anew; those of whose evidence no model has any stay as they are.
 
-    Scans with an anchor and without one, and by different presets, measure different evidence, and may come from
-    different results: each counts for every calibration of which it has all. A preset that does less is so judged by
-    those that do more as well, which go as far or further.
+    Scans with an anchor and without one, and by different presets, measure different evidence: each counts for every
+    calibration of which it has all. A preset that does less is so judged by those that do more as well, which go as far
+    or further. A model counts once, by the scan that went farthest.
 
     Raises:
         ConfigError: the policy has no calibration, or too few honest models have all of one's evidence.
     """
     if not policy.calibrations:
         raise ConfigError("a policy with a calibration", policy.name, "Name another with --policy: docs/policies.md.")
-    fitted = [
-        calibrate(rows, one.terms, family, rate, policy.beside)
-        if any(one.values(row.evidence.get) is not None for row in rows)
-        else one
-        for one in policy.calibrations
-    ]
-    first = next((one for one in fitted if one.null), None)
-    if first is None:
+    rows = [row for scans in models for row in scans]
+    measured = [any(one.values(row.evidence.get) is not None for row in rows) for one in policy.calibrations]
+    if not any(measured):
         raise ConfigError(
             f"results that measure what {policy.name} weighs", "none", "Scan the zoo with the policy that measures it."
         )
+    fitted = [
+        calibrate(models, one.terms, family, rate, policy.beside) if known else one
+        for one, known in zip(policy.calibrations, measured, strict=True)
+    ]
+    first = next(one for one in fitted if one.null)
     error_rate = f"set to {first.stated_rate:.1%} on {len(first.null)} {first.family}; for others it is not known"
     drift = farthest(row.evidence.get for row in rows if row.label == "benign")
     return policy.model_copy(update={"calibrations": tuple(fitted), "error_rate": error_rate, "drift": drift})
 
 
 def calibrate(
-    rows: Sequence[ModelResult],
+    models: Sequence[Scans],
     terms: Sequence[Term],
     family: str,
     rate: float = 0.01,
@@ -53,7 +66,7 @@ def calibrate(
     Models that were changed openly on purpose have no part. Backdoored ones are counted, and change nothing.
 
     Args:
-        rows: scans of zoos for training.
+        models: of zoos for training.
         terms: evidence to be judged by; what they say of honest models does not count.
         family: the honest models, in words.
         rate: of false positives.
@@ -62,18 +75,21 @@ def calibrate(
     Raises:
         ConfigError: fewer than :data:`FEWEST` honest models have all the evidence.
     """
-    honest = [row.evidence.get for row in rows if row.label == "benign"]
-    calibration = Calibration.learnt(terms, honest, family, rate)
-    if len(calibration.null) < FEWEST:
+    blank = Calibration(family=family, terms=tuple(terms))
+    known = [[row for row in scans if blank.values(row.evidence.get) is not None] for scans in models]
+    backdoored, honest = (
+        [scans for scans in known if scans and scans[0].label == label] for label in ("backdoored", "benign")
+    )
+    if len(honest) < FEWEST:
+        count = sum(bool(scans) and scans[0].label == "benign" for scans in models)
         raise ConfigError(
             f"at least {FEWEST} honest models with {', '.join(term.name for term in terms)}",
-            f"{len(calibration.null)} of {len(honest)}",
+            f"{len(honest)} of {count}",
             "Scan a larger zoo, with the policy that measures these.",
         )
-    rows = [row for row in rows if calibration.values(row.evidence.get) is not None]
-    backdoored = [row for row in rows if row.label == "backdoored"]
-    caught = sum(_crosses(row, findings) or _flagged(calibration, row) for row in backdoored)
-    alarms = sum(_crosses(row, findings) for row in rows if row.label == "benign")
+    calibration = Calibration.learnt(terms, [[row.evidence.get for row in scans] for scans in honest], family, rate)
+    caught = sum(all(_crosses(row, findings) or _flagged(calibration, row) for row in scans) for scans in backdoored)
+    alarms = sum(any(_crosses(row, findings) for row in scans) for scans in honest)
     return calibration.model_copy(update={"alarms": alarms, "caught": caught, "n_backdoored": len(backdoored)})
 
 

@@ -275,12 +275,11 @@ def bench_calibrate(
     out: Annotated[Path, typer.Option(help="file of the new policy")] = Path("policy.json"),
 ) -> None:
     """Learn from scans of known models how far honest ones go in the evidence of a policy."""
-    from ..bench import calibrate_policy, read_detection
+    from ..bench import by_model, calibrate_policy, read_detection
     from ..policy import load_policy
     from ..storage import check_writable, record_json, write_atomic
 
-    rows = [row for path in results for row in read_detection(path).models]
-    fitted = calibrate_policy(load_policy(policy), rows, family, rate)
+    fitted = calibrate_policy(load_policy(policy), by_model(map(read_detection, results)), family, rate)
     check_writable(out.parent)
     write_atomic(out, record_json(fitted))
     for one in fitted.calibrations:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from random import Random
 
 import pytest
 
-from amdet_core.bench import ModelResult, calibrate, calibrate_policy
+from amdet_core.bench import ModelResult, by_model, calibrate, calibrate_policy, read_detection
 from amdet_core.calibration import Calibration, Term
 from amdet_core.errors import ConfigError
 from amdet_core.policy import CONTROLS, FEWEST_CONTROLS, POLICIES, Condition, Finding, Policy
@@ -55,6 +57,11 @@ def zoo(seed: int = 0, honest: int = 120) -> list[ModelResult]:
     return rows + [
         row(i, "benign", sweep_gap=random.random() / 5, sweep_departure=random.random() / 5) for i in range(honest)
     ]
+
+
+def each(rows: Iterable[ModelResult]) -> list[list[ModelResult]]:
+    """Every row as the one scan of a model."""
+    return [[one] for one in rows]
 
 
 # ------------------------------------------------------------------ scores
@@ -242,7 +249,7 @@ def test_a_null_without_any_evidence_ranks_what_has_some() -> None:
 
 
 def test_what_honest_models_reach_is_learnt_and_both_ways_of_showing_count() -> None:
-    fitted = calibrate(zoo(), [GAP, AWAY], "toys")
+    fitted = calibrate(each(zoo()), [GAP, AWAY], "toys")
     assert [term.honest for term in fitted.terms] == pytest.approx([0.2, 0.2], abs=0.02)
     assert len(fitted.null) == 120
     assert fitted.caught == fitted.n_backdoored == 40
@@ -256,14 +263,14 @@ def test_what_honest_models_reach_is_learnt_and_both_ways_of_showing_count() -> 
 
 def test_an_attack_that_shows_in_one_quantity_alone_needs_no_example() -> None:
     honest = [one for one in zoo() if one.label == "benign"]
-    fitted = calibrate(honest, [GAP, AWAY], "toys")
+    fitted = calibrate(each(honest), [GAP, AWAY], "toys")
     assert fitted.n_backdoored == 0
     assert fitted.score({fitted.terms[0]: 0.05, fitted.terms[1]: 0.5}) > fitted.bound
 
 
 def test_what_is_tiny_is_noise_even_where_honest_models_have_none() -> None:
     still = [row(i, "benign", sweep_gap=0.0) for i in range(120)]
-    fitted = calibrate(still, [GAP], "toys")
+    fitted = calibrate(each(still), [GAP], "toys")
     assert fitted.score({fitted.terms[0]: 0.04}) < 1
     assert fitted.score({fitted.terms[0]: 0.5}) == pytest.approx(10)
 
@@ -271,7 +278,7 @@ def test_what_is_tiny_is_noise_even_where_honest_models_have_none() -> None:
 def test_honest_models_that_cross_bounds_raise_the_stated_rate() -> None:
     when = (Condition(evidence="sweep_gap", op=">=", bound=0.15),)
     finding = Finding(level=Level.SUSPICIOUS, reason="", when=when)
-    fitted = calibrate(zoo(), [GAP], "toys", 0.01, [finding])
+    fitted = calibrate(each(zoo()), [GAP], "toys", 0.01, [finding])
     crossing = sum((one.evidence["sweep_gap"] or 0) >= 0.15 for one in zoo() if one.label == "benign")
     assert fitted.alarms == crossing > 0
     assert fitted.stated_rate == pytest.approx(0.01 + crossing / 121)
@@ -281,7 +288,7 @@ def test_the_null_knows_nothing_of_the_model_that_it_scores() -> None:
     """With evidence that is pure noise for each model, no honest model is told apart."""
     random = Random(3)
     noise = [row(i, "backdoored" if i < 60 else "benign", sweep_gap=random.random()) for i in range(180)]
-    fitted = calibrate(noise, [GAP], "toys")
+    fitted = calibrate(each(noise), [GAP], "toys")
     p_values = [
         fitted.p_value(fitted.score(values))
         for one in noise[:60]
@@ -305,13 +312,13 @@ def test_scans_without_an_anchor_are_learnt_from_apart() -> None:
     blank = CALIBRATED.model_copy(
         update={"calibrations": (KNOWN.model_copy(update={"null": (), "terms": (GAP,)}), alone), "findings": ()}
     )
-    first, second = calibrate_policy(blank, [*zoo(), *lone], "toys").calibrations
+    first, second = calibrate_policy(blank, each([*zoo(), *lone]), "toys").calibrations
     assert (len(first.null), first.n_backdoored) == (120, 40)
     assert (len(second.null), second.n_backdoored, second.caught) == (20, 20, 20)
-    kept = calibrate_policy(blank, zoo(), "toys").calibrations
+    kept = calibrate_policy(blank, each(zoo()), "toys").calibrations
     assert kept[1] == alone, "nothing was measured of it"
     with pytest.raises(ConfigError, match="results that measure"):
-        calibrate_policy(blank, [row(1, "benign", other=0.5)], "toys")
+        calibrate_policy(blank, each([row(1, "benign", other=0.5)]), "toys")
 
 
 def test_without_an_anchor_what_stands_out_is_suspicious_and_the_rest_is_not_called_clean() -> None:
@@ -329,8 +336,30 @@ def test_a_row_counts_for_every_calibration_of_which_it_has_all() -> None:
     more = Calibration(family="?", terms=(GAP, AWAY))
     blank = CALIBRATED.model_copy(update={"calibrations": (more, less)})
     quick = [row(i, "benign", sweep_gap=0.3) for i in range(15)]
-    first, second = calibrate_policy(blank, [*zoo(), *quick], "toys").calibrations
+    first, second = calibrate_policy(blank, each([*zoo(), *quick]), "toys").calibrations
     assert (len(first.null), len(second.null)) == (120, 135)
+
+
+def test_scans_of_one_model_count_as_one_by_the_farthest_and_never_by_each_other() -> None:
+    def less(one: ModelResult) -> ModelResult:
+        return one.model_copy(update={"evidence": {"sweep_gap": 0.9 * (one.evidence["sweep_gap"] or 0)}})
+
+    once = calibrate(each(zoo()), [GAP], "toys")
+    both = calibrate([[one, less(one)] for one in zoo()], [GAP], "toys")
+    assert (both.null, both.terms, both.n_backdoored) == (once.null, once.terms, once.n_backdoored)
+
+
+def test_the_policy_that_ships_is_what_the_committed_scans_teach() -> None:
+    shipped, folder = POLICIES["amdet-2"], Path(__file__).parents[2] / "benchmarks" / "calibration"
+    files = ("detection-train-amdet-2.json", "detection-honest-amdet-2.json", "detection-honest-amdet-2-quick.json")
+    models = by_model(read_detection(folder / file) for file in files)
+    assert calibrate_policy(shipped, models, shipped.calibrations[0].family) == shipped
+    assert [len(one.null) for one in shipped.calibrations] == [103, 118]
+
+
+def test_results_of_no_model_are_no_calibration() -> None:
+    with pytest.raises(ConfigError, match="results that measure"):
+        calibrate_policy(CALIBRATED, [], "toys")
 
 
 def test_how_far_honest_models_drift_is_learnt_and_never_below_any_of_them() -> None:
@@ -340,17 +369,17 @@ def test_how_far_honest_models_drift_is_learnt_and_never_below_any_of_them() -> 
         for one, drift in zip(zoo()[40:], drifts, strict=True)
     ]
     blank = CALIBRATED.model_copy(update={"calibrations": (KNOWN.model_copy(update={"terms": (GAP,)}),)})
-    fitted = calibrate_policy(blank, [*rows, row(999, "backdoored", sweep_gap=0.9, drift=1.5)], "toys")
+    fitted = calibrate_policy(blank, each([*rows, row(999, "backdoored", sweep_gap=0.9, drift=1.5)]), "toys")
     assert fitted.drift == 0.1191
     assert not fitted.beyond({"drift": drifts[-1]}.get)
-    assert calibrate_policy(blank, zoo(), "toys").drift is None
+    assert calibrate_policy(blank, each(zoo()), "toys").drift is None
 
 
 def test_too_few_models_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 10 honest models with sweep_gap"):
-        calibrate(zoo(honest=5), [GAP], "toys")
+        calibrate(each(zoo(honest=5)), [GAP], "toys")
     with pytest.raises(ConfigError, match="0 of 120"):
-        calibrate(zoo(), [AGREED], "toys")
+        calibrate(each(zoo()), [AGREED], "toys")
 
 
 # ------------------------------------------------------------------ honest controls
@@ -399,7 +428,8 @@ def test_a_control_that_other_bounds_flag_raises_the_stated_rate() -> None:
 
 
 def test_what_is_learnt_scores_each_honest_encoder_by_the_others() -> None:
-    learnt = Calibration.learnt((GAP,), [{"sweep_gap": gap}.get for gap in (0.1, 0.2, 0.4)] + [{}.get], "toys", 0.01)
+    scans = [[{"sweep_gap": gap}.get] for gap in (0.1, 0.2, 0.4)]
+    learnt = Calibration.learnt((GAP,), [*scans, [{}.get]], "toys", 0.01)
     assert learnt.terms[0].honest == 0.4
     assert learnt.null == (0.25, 0.5, 2.0)
-    assert Calibration.learnt((GAP,), [{"sweep_gap": 0.1}.get, {}.get], "toys", 0.01).null == ()
+    assert Calibration.learnt((GAP,), [scans[0], [{}.get]], "toys", 0.01).null == ()
