@@ -23,7 +23,7 @@ CHUNK = 32
 
 
 class Comparison(Record):
-    """One prompt in two encoders of the same sizes."""
+    """One prompt in two encoders of the same sizes; of one that hosts read in parts, the part that differs most."""
 
     encoder: str
     prompt: str
@@ -70,17 +70,21 @@ def compare(
 
 @torch.no_grad()
 def _cosines(first: Side, second: Side, prompts: Sequence[str], progress: Progress) -> Tensor:
-    """Pooled and token-state cosines ``(B, 2)``."""
+    """Pooled and token-state cosines ``(B, 2)``, of a prompt in parts the smallest ones."""
+    tokenizer, size = first.encoder.tokenizer, first.encoder.spec.positions - 2
+    parts = [tokenizer.chunks(tokenizer.encode(prompt), size) for prompt in prompts]
+    rows = [row for chunks in parts for row in chunks]
 
     def of(part: slice) -> Tensor:
-        progress("compare", part.start, len(prompts))
-        batch = first.encoder.tokens(prompts[part], pad_to_context=True)
+        progress("compare", part.start, len(rows))
+        batch = first.encoder.batch(rows[part], pad_to_context=True)
         own, other = (side.encoder.states(batch) for side in (first, second))
         pooled = first.encoder.pool(own, batch.eos) - first.centre
         meant = second.encoder.pool(other, batch.eos) - second.centre
         return torch.stack((F.cosine_similarity(pooled, meant, dim=-1), losses.agreement(own, other)), -1)
 
-    return torch.cat(Batches(CHUNK).map(of, len(prompts)))
+    cosines = torch.cat(Batches(CHUNK).map(of, len(rows)))
+    return torch.stack([own.amin(0) for own in cosines.split([len(chunks) for chunks in parts])])
 
 
 def table(rows: Sequence[Comparison]) -> str:

@@ -85,11 +85,11 @@ class Collapse:
         return float(losses.lost(*torch.tensor([self.suspect, self.anchor], dtype=torch.float64)))
 
 
-def gaps(tails: Sequence[Tails], vectors: Tensor, anchor_vectors: Tensor | None = None) -> Tensor:
+def gaps(tails: Sequence[Tails], vectors: Tensor) -> Tensor:
     """Mean gap over several lengths for candidates ``(R, K, D)``, ``(R)``."""
     values = []
     for tail in tails:
-        own, other = tail.collapses(vectors, anchor_vectors)
+        own, other = tail.collapses(vectors)
         values.append(own - other)
     return torch.stack(values).mean(0)
 

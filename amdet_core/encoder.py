@@ -203,9 +203,10 @@ class TextEncoder(Layers):
         """Token ids of prompts on this encoder's device, padded to the longest or to all positions."""
         if not prompts:
             raise ConfigError("at least one prompt", "none", "Give prompts, or use the built-in set.")
-        return self._batch([self.tokenizer.encode(prompt) for prompt in prompts], pad_to_context)
+        return self.batch([self.tokenizer.encode(prompt) for prompt in prompts], pad_to_context=pad_to_context)
 
-    def _batch(self, rows: Sequence[Sequence[int]], pad_to_context: bool = False) -> TokenBatch:
+    def batch(self, rows: Sequence[Sequence[int]], *, pad_to_context: bool = False) -> TokenBatch:
+        """The same of token ids without BOS and EOS; what does not fit is cut."""
         length = self.spec.positions if pad_to_context or self.spec.pooling == "last" else None
         batch = self.tokenizer.batch_ids(rows, limit=self.spec.positions, pad=self.spec.pad_id, length=length)
         return batch.to(self.device)
@@ -255,7 +256,7 @@ class TextEncoder(Layers):
     ) -> Tensor:
         def pooled(part: slice) -> Tensor:
             progress("encode", part.start, len(order))
-            batch = self._batch([rows[i] for i in order[part]])
+            batch = self.batch([rows[i] for i in order[part]])
             return self.pool(self.states(batch), batch.eos)
 
         out = torch.cat(Batches(batch_size).map(pooled, len(order)))

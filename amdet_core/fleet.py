@@ -38,11 +38,13 @@ class Fleet:
         folder: is walked; the folder of the reports is left out.
         out: folder of the overview, with the reports in folders as the models are called.
         job: how each is scanned; its target counts for nothing.
+        measured: what its caller measures besides, in words: reports made without it are made anew.
     """
 
     folder: Path
     out: Path
     job: Job
+    measured: str = ""
 
     @staticmethod
     def fits(path: Path) -> bool:
@@ -148,7 +150,8 @@ class Fleet:
         named = _contents(anchor) if anchor.exists() else iter([self.job.anchor.encode()])
         policy = load_policy(self.job.policy).model_dump_json()
         files = [path.read_bytes() for path in read]
-        return _digest(__version__.encode(), torch.__version__.encode(), job.encode(), policy.encode(), *files, *named)
+        texts = (__version__, torch.__version__, job, policy, self.measured)
+        return _digest(*(text.encode() for text in texts), *files, *named)
 
 
 def _contents(path: Path) -> Iterator[bytes]:

@@ -98,22 +98,19 @@ class Tails:
         """Positions without the trigger."""
         return self.suspect[1].length + self.behind.shape[1]
 
-    def collapses(
-        self, vectors: Tensor, anchor_vectors: Tensor | None = None, *, rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Collapse of suspect and anchor for candidates ``(R, K, D)``, over all prompts or those of ``rows``.
-
-        The anchor gets the same vectors unless it has its own, as for a token that each reads from its
-        own table. Returns ``(R)`` twice.
-        """
+    def collapses(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Collapse of suspect and anchor for candidates ``(R, K, D)``: ``(R)`` twice."""
         (suspect, _), (anchor, _) = self.suspect, self.anchor
-        own, other = self.outputs(vectors, anchor_vectors, rows=rows)
+        own, other = self.outputs(vectors)
         return losses.collapse(own, suspect.centre), losses.collapse(other, anchor.centre)
 
     def outputs(
         self, vectors: Tensor, anchor_vectors: Tensor | None = None, *, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Pooled states ``(R, B, D)`` of suspect and anchor for the same; K may be 0."""
+        """Pooled states ``(R, B, D)`` of suspect and anchor, over all prompts or those of ``rows``; K may be 0.
+
+        The anchor gets the same vectors unless it has its own, as for a token that each reads from its own table.
+        """
         behind = self.behind if rows is None else self.behind[rows]
         own, other = (
             _heard(side, v, partial(_tail, side.encoder, prefix if rows is None else prefix.of(rows), behind=behind))

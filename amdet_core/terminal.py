@@ -47,6 +47,10 @@ class ProgressLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the terminal, which gets its cursor back."""
         if self._bar:
             self._bar.stop()
 
@@ -55,6 +59,7 @@ class ProgressLine:
         numbers = " ".join(f"{name} {value:.3f}" for name, value in (metrics or {}).items())
         if self._bar:
             if stage != self._stage or self._task is None:
+                self._end(self._bar)
                 self._task = self._bar.add_task(stage, total=total, numbers=numbers)
             self._bar.update(self._task, completed=done, total=total, numbers=numbers)
         elif stage != self._stage or time.monotonic() - self._last > LINE_EVERY:
@@ -62,6 +67,13 @@ class ProgressLine:
             sys.stderr.write(f"{stage}: {done}/{total} {numbers}".rstrip() + "\n")
             sys.stderr.flush()
         self._stage = stage
+
+    def _end(self, bar: Progress) -> None:
+        """Leave the stage that is over as a full bar: many tell of their steps as these begin, and some end early."""
+        for task in bar.tasks:
+            if task.id == self._task:
+                bar.update(task.id, completed=task.total)
+                bar.stop_task(task.id)
 
 
 def interruptible(
@@ -81,6 +93,8 @@ def interruptible(
         return in_background(work, progress, grace=GRACE)
     except KeyboardInterrupt:
         cleanup()
+        if isinstance(progress, ProgressLine):
+            progress.close()  # no `finally` will
         sys.stderr.write(f"\ninterrupted; {left}\n")
         sys.stderr.flush()
         sys.stdout.flush()

@@ -39,16 +39,14 @@ class TokenBatch:
     Attributes:
         ids: ``(B, T)`` int64, BOS first, EOS behind the last token, padding behind that.
         eos: ``(B,)`` int64, position of each prompt's first EOS.
-        truncated: prompts that did not fit and lost tokens.
     """
 
     ids: Tensor
     eos: Tensor
-    truncated: int
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
-        return TokenBatch(self.ids.to(device), self.eos.to(device), self.truncated)
+        return TokenBatch(self.ids.to(device), self.eos.to(device))
 
 
 class ClipTokenizer:
@@ -203,7 +201,7 @@ class ClipTokenizer:
             ids[i, : len(row) + 2] = torch.tensor([self.bos_id, *row, self.eos_id])
         # the first one: a prompt may spell EOS out, and the encoders pool there
         eos = (ids == self.eos_id).int().argmax(dim=1)
-        return TokenBatch(ids, eos, sum(len(row) > limit - 2 for row in rows))
+        return TokenBatch(ids, eos)
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:

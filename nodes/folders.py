@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,8 +110,10 @@ def folder_state(folder: Path) -> str:
     return " ".join(f"{path.name} {stamp(path)}" for path in sorted(folder.glob("*")))
 
 
-def file_state(file: str) -> str:
-    """Changes whenever the file is replaced."""
+def file_state(file: str | None) -> str | float:
+    """Changes whenever the file is replaced; always, where it comes over a wire and the host does not tell which."""
+    if file is None:
+        return math.nan
     try:
         return stamp(model_path(file))
     except OSError:

@@ -54,7 +54,7 @@ class AMDET_LoadTextEncoder(io.ComfyNode):
         return f"file: no {file!r} in the models folders {' and '.join(FOLDERS)}; put it there, or choose another one."
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
+    def fingerprint_inputs(cls, file: str | None) -> str | float:
         """Changes when the file does."""
         return folders.file_state(file)
 

@@ -53,7 +53,8 @@ def scan(
     place = None if known_trigger is None else placement(known_trigger, trigger_mode, seed)
     if Fleet.fits(path):
         told = _tell if form is Format.text else lambda _: None
-        overview = _scan_each(path, folder, place, told, device=device.value, **settings)
+        measured = "" if known_trigger is None else f"{trigger_mode} {known_trigger}"
+        overview = _scan_each(path, folder, place, measured, told, device=device.value, **settings)
         sys.stdout.write(f"{overview.counts()}\n" if form is Format.text else record_json(overview).decode())
         sys.stderr.write(f"overview: {folder / PAGE}\n")
         raise typer.Exit(EXIT[overview.level])
@@ -64,14 +65,19 @@ def scan(
 
 
 def _scan_each(
-    folder: Path, out: Path, place_trigger: Callable[[str], str] | None, told: Callable[[Row], object], **settings: Any
+    folder: Path,
+    out: Path,
+    place_trigger: Callable[[str], str] | None,
+    measured: str,
+    told: Callable[[Row], object],
+    **settings: Any,
 ) -> Overview:
     """Scan every model in a folder, publish a report for each, and tell of each as soon as it is known."""
     from ..fleet import Fleet
     from ..glyphs import plain
     from ..jobs import Job, run_job
 
-    fleet = Fleet(folder, out, Job(target=folder, trust_store=trust_store(), **settings))
+    fleet = Fleet(folder, out, Job(target=folder, trust_store=trust_store(), **settings), measured)
     rows: list[Row] = []
 
     def scanned(job: Job, said: str) -> Outcome:

@@ -76,8 +76,8 @@ class Overview(Record):
 
     @property
     def level(self) -> Level:
-        """The worst verdict; what could not be told counts as inconclusive."""
-        known = max((row.level for row in self.rows if row.level is not None), default=Level.CLEAN)
+        """The worst verdict; inconclusive where something could not be told, or nothing was there to scan."""
+        known = max((row.level for row in self.rows if row.level is not None), default=Level.INCONCLUSIVE)
         return max(known, Level.INCONCLUSIVE) if self.unclear or not self.complete else known
 
     def counts(self) -> str:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from amdet_core.compare import compare, table
-from amdet_core.encoder import TextEncoder
+from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, EncoderError
 from amdet_core.formats import FoundEncoder, OpenedTarget
 
@@ -37,6 +37,16 @@ def test_token_states_are_compared_position_by_position(toy: TextEncoder, other:
     batch = toy.tokens(["a cat"], pad_to_context=True)
     expected = F.cosine_similarity(toy.states(batch), other.states(batch), dim=-1).mean()
     assert row.states == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_no_part_of_a_long_prompt_is_left_out(toy: TextEncoder, other: TextEncoder) -> None:
+    token = toy.tokenizer.encode("zebra")[0]
+    table = toy.weights[TOKEN_TABLE].clone()
+    table[token] = other.weights[TOKEN_TABLE][token]
+    suspect = toy.with_weights({**toy.weights, TOKEN_TABLE: table})
+    prompts = ["a cat " * 50, "a cat " * 50 + "zebra", "a zebra"]
+    same, late, short = compare(opened(("clip_l", toy)), opened(("clip_l", suspect)), prompts, CPU)
+    assert min(same.pooled, same.states) > 0.9999 > max(late.states, short.states)
 
 
 def test_encoders_of_one_name_and_size_are_paired(toy: TextEncoder, other: TextEncoder) -> None:

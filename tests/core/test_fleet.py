@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,14 @@ def test_other_settings_scan_everything_again(downloads: Path, changed: dict[str
     assert len(again.names) == 4
 
 
+def test_what_else_is_measured_scans_everything_again(downloads: Path) -> None:
+    list(fleet(downloads).run(Scans()))
+    for expected in (4, 0):
+        again = Scans()
+        list(replace(fleet(downloads), measured="prefix sahib").run(again))
+        assert len(again.names) == expected
+
+
 def test_another_anchor_or_trust_scans_everything_again(downloads: Path, tmp_path: Path) -> None:
     pocket.export(tmp_path / "pocket", "comfyui")
     anchor, store = tmp_path / "pocket" / "clean.safetensors", tmp_path / "trust.json"
@@ -357,6 +366,7 @@ def test_the_worst_verdict_counts_and_doubt_is_never_clean() -> None:
     clean, bad, vae = row("a", Level.CLEAN), row("b", Level.BACKDOORED), row("v", None, "no encoder")
     failed = row("c", None, "error")
     assert made(clean, vae).level == Level.CLEAN
+    assert made(vae).level == Level.INCONCLUSIVE, "nothing was scanned"
     assert made(clean, failed).level == Level.INCONCLUSIVE
     assert made(clean, complete=False).level == Level.INCONCLUSIVE
     assert made(clean, failed, bad).level == Level.BACKDOORED
