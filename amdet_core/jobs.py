@@ -123,6 +123,7 @@ def scan_opened(
     """
     started = time.perf_counter() if started is None else started
     matched = _matched(opened, anchors, progress)
+    target = _target(opened, matched)  # its hash before the scan, while the file is likely what was read
     findings: list[Findings] = []
     timings = {"open": time.perf_counter() - started}
     for found, anchor in zip(opened.encoders, matched, strict=True):
@@ -131,7 +132,7 @@ def scan_opened(
         controls.scan_controls(subject, prompts, config, policy, findings[-1], progress=progress)
         findings[-1].faults += _projection_faults(found, anchor)
         del subject  # before the next one is put beside it
-    report = _report(policy, config, prompts, opened, matched, findings)
+    report = _report(policy, config, prompts, target, matched, findings)
     timings |= _stage_seconds(findings) | {"total": time.perf_counter() - started}
     report = report.model_copy(update={"timings": timings})
     recovered = tuple(feature for found in findings for feature in found.features)
@@ -248,7 +249,7 @@ def _report(
     policy: Policy,
     config: ScanConfig,
     prompts: PromptSet,
-    opened: OpenedTarget,
+    target: Target,
     anchors: list[Anchor],
     findings: list[Findings],
 ) -> ScanReport:
@@ -265,7 +266,7 @@ def _report(
     honest = tuple(control for found in findings for control in found.controls)
     return ScanReport(
         tool=Tool(version=__version__),
-        target=_target(opened, anchors),
+        target=target,
         anchor=infos or None,
         verdict=decide(policy, evidence, faults, honest),
         evidence=evidence,
@@ -277,7 +278,7 @@ def _report(
         controls=honest,
         faults=faults,
         not_checked=(
-            *opened.not_scanned,
+            *target.not_scanned,
             *(note for anchor in anchors for note in anchor.notes),
             *_left_out(config, findings),
             *NOT_CHECKED,

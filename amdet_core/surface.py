@@ -34,7 +34,8 @@ def surround(
 
     Args:
         subject: the encoders between which it was found; an anchor is needed.
-        config: of the scan that found it; its ``landscape`` says how finely to look.
+        config: of the scan that found it; its ``landscape`` says how finely to look. Where it has none of a published
+            method, a feature of one is looked at with the weights of the paper's code.
 
     Raises:
         ConfigError: there is no anchor, or the feature is of another width.
