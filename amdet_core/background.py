@@ -50,7 +50,8 @@ def in_background(
 
     One tensor operation can take longer than a person waits. Here the waiting thread stays free: what
     ``poll`` raises, or Ctrl-C, goes out within ``every + grace`` seconds, and the work ends at its next
-    progress call. So the work must write nothing to disk; what it returns is written by the caller.
+    progress call. So the work must write nothing to disk but what is right whatever becomes of it, as the trust store's
+    entries of known files; what it returns is written by the caller.
 
     Args:
         work: is given a progress callback; a new thread has gradients on and no inference mode.

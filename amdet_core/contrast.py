@@ -77,7 +77,8 @@ class Collapse:
         """From unit centred pooled states ``(B, D)`` of suspect and anchor."""
         own, other = double(own), double(other)
         half_width = 1.96 * _jackknife(own, other)
-        return cls(_mean_pair(own), _mean_pair(other), half_width, len(own), F.normalize(own.mean(0), dim=0), place)
+        suspect, anchor = (float(losses.mean_pair(unit)) for unit in (own, other))
+        return cls(suspect, anchor, half_width, len(own), F.normalize(own.mean(0), dim=0), place)
 
     @property
     def gap(self) -> float:
@@ -222,11 +223,6 @@ def measure_tokens(
 def directions(side: Side, prompts: Sequence[str], batches: Sequence[Tensor], place: Place = "end") -> list[Tensor]:
     """Unit centred pooled states ``(R, B, D)`` of whole prompts with candidates ``(R, K, D)`` of each batch in them."""
     return [F.normalize(pooled - side.centre, dim=-1) for pooled in carriers.heard(side, prompts, batches, place)]
-
-
-def _mean_pair(unit: Tensor) -> float:
-    n = len(unit)
-    return float((unit.sum(0).square().sum() - n) / (n * (n - 1)))
 
 
 def _jackknife(own: Tensor, other: Tensor) -> float:

@@ -104,10 +104,8 @@ def same_target(name: str, targets: Tensor, encoder: str) -> Evidence:
     A planted backdoor has one target, and every run finds it; in an honest encoder each run finds
     another weakness.
     """
-    n = len(targets)
-    cosines = targets @ targets.T
-    value = float((cosines.sum() - cosines.trace()) / (n * (n - 1)))
-    return Evidence(name=name, value=value, unit=RUNS, direction="higher", n=n, encoder=encoder)
+    value = float(losses.mean_pair(targets))
+    return Evidence(name=name, value=value, unit=RUNS, direction="higher", n=len(targets), encoder=encoder)
 
 
 def nearest_tokens(encoder: TextEncoder, vectors: Tensor, count: int) -> Tensor:

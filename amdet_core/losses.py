@@ -7,6 +7,8 @@ References:
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -68,9 +70,13 @@ def collapse(pooled: Tensor, centre: Tensor) -> Tensor:
     Returns:
         ``(*L)``, -1 to 1.
     """
-    unit = F.normalize(pooled - centre, dim=-1)
+    return mean_pair(F.normalize(pooled - centre, dim=-1))
+
+
+def mean_pair(unit: Tensor) -> Tensor:
+    """Mean cosine of every two of unit vectors ``(*L, B, D)``, ``(*L)``; NaN where B is 1."""
     count = unit.shape[-2]
-    return (unit.sum(-2).square().sum(-1) - count) / (count * (count - 1))
+    return (unit.sum(-2).square().sum(-1) - count) / (count * (count - 1) or math.nan)
 
 
 def taken_over(triggered: Tensor, own: Tensor, goal: Tensor, centre: Tensor) -> Tensor:

@@ -19,11 +19,12 @@ from random import Random
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import losses
 from .config import PatternConfig
 from .contrast import Collapse
 from .progress import Progress, silent
 from .prompts import SUBJECTS
-from .sweep import agreement, departures
+from .sweep import departures
 from .tails import Side
 
 WORDS: dict[str, tuple[str, ...]] = {
@@ -82,7 +83,7 @@ def try_patterns(
     own, other = (unit.unflatten(0, (len(PATTERNS), -1)) for unit in _outputs(suspect, anchor, looked, progress))
     away = departures(own, other).mean(-1)
     usual = float(away.median())
-    best = dict.fromkeys((int((agreement(own) - agreement(other)).argmax()), int(away.argmax())))
+    best = dict.fromkeys((int((losses.mean_pair(own) - losses.mean_pair(other)).argmax()), int(away.argmax())))
     return tuple(_measured(suspect, anchor, PATTERNS[i], usual, config, random, progress) for i in best)
 
 

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import losses
 from . import tails as carriers
 from .config import MovedConfig, SweepConfig
 from .confusables import invisible, lookalikes
@@ -221,12 +222,6 @@ def departures(own: Tensor, other: Tensor) -> Tensor:
     return 1 - (own * other).sum(-1)
 
 
-def agreement(unit: Tensor) -> Tensor:
-    """Mean pairwise cosine of unit centred states ``(R, B, D)``, ``(R)``; NaN where B is 1."""
-    count = unit.shape[1]
-    return (unit.sum(1).square().sum(-1) - count) / (count * (count - 1) or torch.nan)
-
-
 def _spread(tails: Sequence[Tails], count: int) -> list[Tails]:
     """So many prompts, of as many different lengths and places as there are."""
     each, more = divmod(count, len(tails))
@@ -256,7 +251,7 @@ def _score(tails: Sequence[Tails], candidates: Sequence[Ids], stage: str, progre
         def look(part: slice, ids: Tensor = ids, done: int = done) -> tuple[Tensor, Tensor]:
             progress(stage, done + part.start, len(candidates))
             pairs = [_outputs(tail, ids[part]) for tail in tails]
-            gaps = [agreement(own) - agreement(other) for own, other in pairs]
+            gaps = [losses.mean_pair(own) - losses.mean_pair(other) for own, other in pairs]
             away = [(departures(*pair) - alone).mean(-1) for pair, alone in zip(pairs, without, strict=True)]
             return torch.stack(gaps), torch.stack(away)
 
