@@ -15,6 +15,7 @@ from .. import __version__
 from ..errors import AmdetError
 from .attack import attack_app, fine_tune
 from .bench import bench_app
+from .common import in_words
 from .figures import figures_app
 from .guard import guard
 from .image import image_app
@@ -66,10 +67,7 @@ def _run() -> int:
     try:
         code = app(standalone_mode=False)
     except AmdetError as error:
-        from ..glyphs import plain
-
-        message = " ".join(str(error).splitlines())  # it may quote names that a stranger chose
-        sys.stderr.write(f"error: {plain(message)}\n")
+        sys.stderr.write(f"error: {in_words(error)}\n")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("\ninterrupted\n")

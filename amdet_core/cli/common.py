@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from ..errors import AmdetError
 from ..records import Level, ScanReport
 from ..terminal import ProgressLine, interruptible
 
@@ -47,6 +48,13 @@ class Layout(str, Enum):
     comfyui = "comfyui"
     sd1 = "sd1"
     open_clip = "open_clip"
+
+
+def in_words(error: AmdetError) -> str:
+    """An error on one line; it may quote names that a stranger chose."""
+    from ..glyphs import plain
+
+    return plain(" ".join(str(error).splitlines()))
 
 
 def trust_store() -> Path:

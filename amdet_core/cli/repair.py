@@ -25,7 +25,7 @@ from .changes import (
     setting_values,
 )
 from .common import Device, Preset, report_folder, trust_store
-from .render import paint_to
+from .render import check_paintable, paint_or_say
 
 if TYPE_CHECKING:
     from ..encoder import TextEncoder
@@ -161,13 +161,15 @@ def heal(
     nothing was found, or it is healed; 2: a repair did not work, or a scan could not tell.
     """
     from ..repair import heal_each, render_heal
-    from ..storage import PICTURES, check_writable, publish, record_json, write_atomic
+    from ..storage import check_writable, publish, record_json, write_atomic
 
     folder = report or report_folder(path)
     check_writable(folder)
     output = Output(out or folder / "healed.safetensors", layout, lora, lora_layout, lora_rank, delta)
     output.check(path)
     clinic = _clinic(path, anchor, prompts, policy, preset, device, seed)
+    if checkpoint is not None:
+        check_paintable(checkpoint, {found.name: found.encoder.spec.width for found in clinic.opened.encoders})
     several = len(clinic.opened.encoders) > 1
     outputs = {found.name: output.of(found.name) if several else output for found in clinic.opened.encoders}
     for found in clinic.opened.encoders:
@@ -196,8 +198,7 @@ def heal(
             outputs[found.name].write(found, done.patches[found.name])
     if checkpoint is not None and done.patches:
         healed = [outputs[name].path for name in done.patches]
-        paint_to(folder / "before", done.before.report, checkpoint, device=device.value, repaired=healed)
-        sys.stdout.write(f"pictures: {folder / 'before' / PICTURES}\n")
+        paint_or_say(folder / "before", done.before.report, checkpoint, device.value, healed)
     sys.stderr.write(f"report: {folder / 'heal.md'}\n")
     raise typer.Exit(0 if done.found_nothing or done.healed else 2)
 

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError
-from ..records import Level, ScanReport
-from ..storage import PICTURES
+from ..records import Level
 from ..terminal import ProgressLine, interruptible
 from .common import EXIT, Device, Format, Preset, placement, report_folder, scan_to, show_report, trust_store
-from .render import POCKET, paint_to
+from .render import POCKET, paint_or_say
 
 if TYPE_CHECKING:
     from ..jobs import Outcome
@@ -151,17 +149,7 @@ def demo(
         show_report(report, Format.text)
         sys.stdout.write(f"report: {out / name / 'report.html'}\n")
         if level is Level.BACKDOORED:
-            _show_pictures(out / name, report)
+            paint_or_say(out / name, report, POCKET)
     if surprises:
         sys.stderr.write(f"{surprises} of {len(expected)} verdicts are not what they should be\n")
         raise typer.Exit(2)
-
-
-def _show_pictures(folder: Path, report: ScanReport) -> None:
-    """Paint what was recovered, where the packages that paint are installed."""
-    try:
-        paint_to(folder, report, POCKET)
-    except ConfigError as error:
-        sys.stdout.write(f"no pictures: {error}\n")
-    else:
-        sys.stdout.write(f"pictures: {folder / PICTURES}\n")

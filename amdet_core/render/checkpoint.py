@@ -141,7 +141,7 @@ def load(checkpoint: Checkpoint, device: torch.device, prediction: str | None = 
         EncoderError: weights are missing, or of other shapes.
         StorageError: a file can't be read.
     """
-    diffusers = _diffusers()
+    diffusers = diffusers_package()
     absent = {"text_encoder": None, "tokenizer": None}
     if checkpoint.family == "sdxl":
         absent |= {"text_encoder_2": None, "tokenizer_2": None}
@@ -241,7 +241,8 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _diffusers() -> Any:
+def diffusers_package() -> Any:
+    """The package diffusers, or ConfigError where it is not installed."""
     try:
         import diffusers
     except ImportError as error:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from amdet_core import cli, formats, pocket, repair
 from amdet_core.encoder import TextEncoder
+from amdet_core.errors import ConfigError
 from amdet_core.patch import Patch
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
@@ -179,6 +180,44 @@ def test_a_trusted_encoder_needs_no_healing(home: Path, amdet: Amdet, tmp_path: 
     assert not list(tmp_path.rglob("healed*"))
     assert json.loads((tmp_path / "report" / "heal.json").read_text())["action"] == "nothing"
     assert (tmp_path / "report" / "before" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "says"), [("gone.safetensors", "a checkpoint file or folder"), ("clean.safetensors", "no image")]
+)
+def test_a_checkpoint_that_cannot_paint_is_refused_before_the_scan(
+    home: Path, amdet: Amdet, tmp_path: Path, checkpoint: str, says: str
+) -> None:
+    code, _, err = amdet("heal", home / "backdoored.safetensors", "--checkpoint", home / checkpoint)
+    assert code == 2
+    assert says in err
+    assert len(err.splitlines()) == 1, "no progress of a scan"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_is_healed_though_painting_fails(
+    home: Path, amdet: Amdet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConfigError("room to paint", "none", "Close something.")
+
+    scanned = SimpleNamespace(files={}, report=None)
+    patch = Patch.between(pocket.load("backdoored"), pocket.load("clean"))
+    healed = SimpleNamespace(
+        before=scanned, after=scanned, patches={"text_encoder": patch}, found_nothing=False, healed=True,
+        encoders={"text_encoder": SimpleNamespace(report=pocket.SPEC)},
+    )  # fmt: skip
+    monkeypatch.setattr(repair, "heal_each", lambda *_, **__: healed)
+    monkeypatch.setattr(repair, "render_heal", lambda *_: "# Repaired\n")
+    monkeypatch.setattr("amdet_core.render.render", fail)
+    code, out, err = amdet(
+        "heal", home / "backdoored.safetensors", "--checkpoint", "pocket", "--out", tmp_path / "new.safetensors"
+    )
+    assert code == 0, out + err
+    assert out == (
+        f"# Repaired\nwritten: {tmp_path / 'new.safetensors'}\n"
+        "no pictures: expected room to paint; found none. Close something.\n"
+    )
 
 
 def sdxl(home: Path, first: str) -> Path:
