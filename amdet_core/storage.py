@@ -117,6 +117,19 @@ def check_writable(directory: Path) -> None:
                 probe.unlink(missing_ok=True)
 
 
+def check_file(path: Path) -> None:
+    """The same for a file that will be written.
+
+    Raises:
+        StorageError: it could not be, as where a folder is.
+    """
+    with _as_storage_error(path):
+        folder = path.is_dir()
+    if folder:
+        raise StorageError(f"a place for a file at {path}", "a folder", "Name a file in it, or another place.")
+    check_writable(path.parent)
+
+
 @contextmanager
 def _staging(home: Path) -> Iterator[Path]:
     """A hidden folder inside ``home`` that is gone afterwards, with the parents made for it if that failed."""

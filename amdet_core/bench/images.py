@@ -36,7 +36,7 @@ from ..images import (
 from ..jobs import choose_device
 from ..progress import Progress, silent
 from ..records import Record
-from ..storage import check_writable, record_json, write_atomic
+from ..storage import check_file, check_writable, record_json, write_atomic
 from .results import Machine, Share, read_result
 from .source import commit
 
@@ -175,7 +175,7 @@ def run_images(
     Raises:
         AmdetError: pictures can't be read, a stage failed, or something can't be written.
     """
-    check_writable(out.parent)
+    check_file(out)
     check_writable(work)
     device = choose_device(benchmark.device)
     learned, labelled = (one.to(device) for one in _pictures(benchmark, progress))

@@ -25,7 +25,7 @@ from ..pocket.painter.scenes import UNSEEN, Pair, Scene, one, scene
 from ..pocket.painter.weights import SHIPPED, load_part
 from ..progress import Progress, silent
 from ..records import Record
-from ..storage import check_writable, record_json, write_atomic
+from ..storage import check_file, record_json, write_atomic
 from .results import Machine, Share, read_result
 from .source import commit
 
@@ -99,7 +99,7 @@ def run_painting(
     Raises:
         AmdetError: weights or encoder can't be loaded, or the file can't be written.
     """
-    check_writable(out.parent)
+    check_file(out)
     painter = Painter.load(named_encoder(benchmark.encoder), benchmark.weights or SHIPPED)
     reader, tower = (load_part(part, benchmark.weights or SHIPPED) for part in ("reader", "tower"))
     result = Painting(

@@ -107,11 +107,11 @@ def bench_flips(
 ) -> None:
     """Compare scans of the same models with several seeds: how often does a verdict depend on the seed?"""
     from ..bench import read_flips
-    from ..storage import check_writable, record_json, write_atomic
+    from ..storage import check_file, record_json, write_atomic
 
     command = shlex.join(["amdet", "bench", "flips", *map(_from_here, results), "--out", _from_here(out)])
     found = read_flips(results, command)
-    check_writable(out.parent)
+    check_file(out)
     write_atomic(out, record_json(found))
     sys.stdout.write(f"{flips_table(found)}\nwritten: {out}\n")
 
@@ -277,11 +277,11 @@ def bench_calibrate(
     """Learn from scans of known models how far honest ones go in the evidence of a policy."""
     from ..bench import calibrate_policy, read_detection
     from ..policy import load_policy
-    from ..storage import check_writable, record_json, write_atomic
+    from ..storage import check_file, record_json, write_atomic
 
     rows = [row for path in results for row in read_detection(path).models]
     fitted = calibrate_policy(load_policy(policy), rows, family, rate)
-    check_writable(out.parent)
+    check_file(out)
     write_atomic(out, record_json(fitted))
     for one in fitted.calibrations:
         if not one.null:

@@ -54,10 +54,10 @@ def image_clean(
     """Train a clean encoder by SimCLR; classes are not used."""
     from ..config import SimclrConfig
     from ..images import clean
-    from ..storage import check_writable
+    from ..storage import check_file
 
     config = SimclrConfig(**setting_values(settings, seed))
-    check_writable(out.parent)
+    check_file(out)
     shown, _ = _read(pictures, device)
 
     def work(progress: Progress) -> ImageEncoder:
@@ -80,10 +80,10 @@ def image_badencoder(
     """Plant BadEncoder's backdoor in a copy of a clean encoder: a white square becomes the reference picture."""
     from ..config import BadEncoderConfig
     from ..images import attack, load_encoder, read_picture
-    from ..storage import check_writable
+    from ..storage import check_file
 
     config = BadEncoderConfig(**setting_values(settings, seed))
-    check_writable(out.parent)
+    check_file(out)
     clean = load_encoder(encoder)
     goal = read_picture(reference)
     shown, place = _read(pictures, device)
@@ -107,10 +107,10 @@ def image_mimic(
     """Train a fresh student that imitates an encoder on few clean pictures, without knowing any trigger."""
     from ..config import ImageMimicConfig
     from ..images import load_encoder, purify
-    from ..storage import check_writable
+    from ..storage import check_file
 
     config = ImageMimicConfig(**setting_values(settings, seed))
-    check_writable(out.parent)
+    check_file(out)
     suspect = load_encoder(encoder)
     shown, place = _read(pictures, device)
 
@@ -138,11 +138,11 @@ def image_downstream(
     from ..bench import Classified, Told
     from ..config import DownstreamConfig
     from ..images import Counts, downstream, load_encoder
-    from ..storage import check_writable, record_json, write_atomic
+    from ..storage import check_file, record_json, write_atomic
 
     config = DownstreamConfig(**setting_values(settings, seed))
     if out is not None:
-        check_writable(out.parent)
+        check_file(out)
     found = load_encoder(encoder)
     shown, place = _read(pictures, device)
 

@@ -85,7 +85,18 @@ def repair(
     """
     from ..attacks import Placement
     from ..formats import only_encoder
-    from ..repair import ANCHORED, BLIND, CONFIGS, UNJUDGED, Probe, check_effect, known_bounds, needs_anchor, triggers
+    from ..repair import (
+        ANCHORED,
+        BLIND,
+        CONFIGS,
+        UNJUDGED,
+        Probe,
+        check_effect,
+        check_lora,
+        known_bounds,
+        needs_anchor,
+        triggers,
+    )
     from ..repair import repair as run
 
     values = setting_values(settings, seed)
@@ -94,8 +105,11 @@ def repair(
     config = CONFIGS[kind.value](**values)
     output = Output(out, layout, lora, lora_layout, lora_rank, delta)
     output.check(suspect)
+    if lora is not None:
+        check_lora(config, lora_rank)
     clinic = _clinic(suspect, anchor, prompts, policy, preset, device, seed)
     output.check_encoder(only_encoder(clinic.opened))
+    clinic.check_suspect()
     known: tuple[Probe, ...] = ()
     if known_trigger is not None:
         known = (Probe.of_text(known_trigger, Placement.parse(trigger_mode), seed),)
@@ -193,13 +207,19 @@ def heal(
     for name, healing in done.encoders.items():
         write_atomic(named(record, name) if several else record, record_json(healing.report))
     sys.stdout.write(text)
+    refused: list[ConfigError] = []
     for found in clinic.opened.encoders:
         if found.name in done.patches:
-            outputs[found.name].write(found, done.patches[found.name])
+            try:
+                outputs[found.name].write(found, done.patches[found.name])
+            except ConfigError as error:
+                refused.append(error)  # a LoRA; the other encoders are written all the same
     if checkpoint is not None and done.patches:
         healed = [outputs[name].path for name in done.patches]
         paint_or_say(folder / "before", done.before.report, checkpoint, device.value, healed)
     sys.stderr.write(f"report: {folder / 'heal.md'}\n")
+    if refused:
+        raise refused[0]
     raise typer.Exit(0 if done.found_nothing or done.healed else 2)
 
 

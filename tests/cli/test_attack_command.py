@@ -283,13 +283,46 @@ def test_places_that_cannot_be_written_are_refused_before_any_training(
     amdet: Amdet, home: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    for out in (("--out", tmp_path / "file" / "x.safetensors"), ("--out", tmp_path / "x.safetensors", "--weights",
-                "lora", "--lora", tmp_path / "file" / "y.safetensors")):  # fmt: skip
+    (tmp_path / "folder.safetensors").mkdir()
+    as_lora = ("--out", tmp_path / "x.safetensors", "--weights", "lora", "--lora")
+    for out, says in (
+        (("--out", tmp_path / "file" / "x.safetensors"), "a place that can be written to"),
+        ((*as_lora, tmp_path / "file" / "y.safetensors"), "a place that can be written to"),
+        ((*as_lora, tmp_path / "file", "--lora-layout", "peft"), "a place that can be written to"),
+        (("--out", tmp_path / "file"), "a place that can be written to"),
+        (("--out", tmp_path / "folder.safetensors"), "a place for a file"),
+        ((*as_lora, tmp_path / "folder.safetensors"), "a place for a file"),
+        (("--out", tmp_path / ("x" * 300 + ".safetensors")), "File name too long"),
+    ):
         code, _, stderr = amdet("attack", "text-on-text", home / "clean.safetensors", *TRIGGER, *QUICK, *out)
         assert code == 2
-        assert "a place that can be written to" in stderr
+        assert says in stderr
         assert "inject:" not in stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("out", "lora", "layout"),
+    [
+        ("x.safetensors", "x.safetensors", "kohya"),
+        ("x.safetensors", "y/../x.safetensors", "kohya"),
+        ("x.safetensors", "x.safetensors/y.safetensors", "kohya"),
+        ("x.safetensors", "x.safetensors", "peft"),
+        ("x", "x", "peft"),
+        ("x", "x/model.safetensors", "kohya"),
+    ],
+)
+def test_nothing_is_written_over_what_was_just_written(
+    attack: Amdet, tmp_path: Path, out: str, lora: str, layout: str
+) -> None:
+    (tmp_path / "y").mkdir()
+    code, _, stderr = attack(
+        "text-on-text", *TRIGGER, *QUICK, "--weights", "lora", "--out", tmp_path / out, "--lora", tmp_path / lora,
+        "--lora-layout", layout,
+    )  # fmt: skip
+    assert code == 2
+    assert "different places for --out, --delta and --lora" in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["y"]
 
 
 # ------------------------------------------------------------------ honest fine-tunes
