@@ -69,6 +69,11 @@ def run_models(
         raise ConfigError(
             f"a zoo of {labels.planned} models", f"{len(labels.models)} so far", "Build the rest: amdet zoo build."
         )
+    if not labels.models:
+        raise ConfigError(
+            f"a zoo with models in {zoo}", f"none, and {len(labels.failed)} that could not be made",
+            "Build another one: amdet zoo build says why none could be made.",
+        )  # fmt: skip
     earlier = _earlier(out, read, empty, {**same, **SAME})
     check_file(out)
     _check_base(zoo / labels.base, labels.base_fingerprint)

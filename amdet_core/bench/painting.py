@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config import Config
+from ..config.base import Seed
 from ..pocket.painter.captions import caption, full
 from ..pocket.painter.losses import psnr, to_tensor
 from ..pocket.painter.networks import ImageTower, Reader
@@ -49,7 +50,7 @@ class PaintingBenchmark(Config):
     seeds: int = Field(default=3, ge=1, description="paintings of each caption, each with noise of its own")
     steps: int = Field(default=STEPS, ge=1, le=999, description="of the sampler (DDIM)")
     guidance: float = Field(default=GUIDANCE, ge=1, description="scale of classifier-free guidance")
-    seed: int = Field(default=42, ge=0, description="of captions, drawings and noise")
+    seed: Seed = Field(default=42, description="of captions, drawings and noise")
 
 
 class Asked(Record):

@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..terminal import ProgressLine
 from .bench_tables import detection_table, flips_table, guard_table, painting_table, picture_table, repair_table
 from .changes import setting_values
-from .common import Device, Preset
+from .common import Device, Interrupted, Preset, Seed
 
 if TYPE_CHECKING:
     from ..bench import (
@@ -49,7 +49,6 @@ class Scale(str, Enum):
 
 Zoo = Annotated[Path, typer.Option(help="folder with labels.json and the models")]
 Where = Annotated[Device, typer.Option(help="where to compute")]
-Seed = Annotated[int, typer.Option(help="of every random choice", min=0)]
 Jobs = Annotated[int, typer.Option(help="models side by side", min=1)]
 Sample = Annotated[
     int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
@@ -320,8 +319,7 @@ def _going_on(file: Path, work: Callable[..., T]) -> T:
         with ProgressLine() as line:
             return work(progress=line)
     except KeyboardInterrupt:
-        sys.stderr.write(f"\ninterrupted; the same command goes on from what {file} holds\n")
-        raise typer.Exit(130) from None
+        raise Interrupted(f"the same command goes on from what {file} holds") from None
 
 
 def _command(

@@ -36,7 +36,6 @@ Out = Annotated[Path, typer.Option(help="file (.safetensors) or folder to write"
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="any other setting as NAME=VALUE; see docs/configuration.md")
 ]
-Seed = Annotated[int, typer.Option(help="of every random choice", min=0)]
 Prompts = Annotated[Path | None, typer.Option(help="prompts to train on, one per line [default: built in]")]
 FileLayout = Annotated[Layout | None, typer.Option(help="file layout [default: hf for a folder, comfyui for a file]")]
 LoraFile = Annotated[Path | None, typer.Option(help="write the change as a LoRA too, to this file (peft: folder)")]

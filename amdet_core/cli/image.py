@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..config.base import LARGEST_SEED
 from ..terminal import ProgressLine, interruptible
 from .changes import Settings, setting_values
-from .common import Device
+from .common import Device, Seed
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,9 @@ image_app = typer.Typer(
 Folder = Annotated[Path, typer.Argument(help="folder of pictures, FOLDER/CLASS/*.png or *.jpg; resized to 32 x 32")]
 File = Annotated[Path, typer.Argument(help="image encoder that a command of this group wrote; it stays as it is")]
 OutFile = Annotated[Path, typer.Option(help="file (.safetensors) to write")]
-OwnSeed = Annotated[int | None, typer.Option(help="of every random choice [default: as published]", min=0)]
+OwnSeed = Annotated[
+    int | None, typer.Option(help="of every random choice [default: as published]", min=0, max=LARGEST_SEED)
+]
 Where = Annotated[Device, typer.Option(help="where to compute")]
 
 
@@ -34,7 +37,7 @@ Where = Annotated[Device, typer.Option(help="where to compute")]
 def image_draw(
     out: Annotated[Path, typer.Option(help="folder to write to")],
     count: Annotated[int, typer.Option("-n", help="pictures, of all classes in turn", min=12)] = 2400,
-    seed: Annotated[int, typer.Option(help="of every random choice", min=0)] = 42,
+    seed: Seed = 42,
 ) -> None:
     """Draw small pictures of shapes to try the other commands with; the shape is the class."""
     from ..images import drawn, write_pictures

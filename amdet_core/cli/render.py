@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config.base import LARGEST_SEED
 from ..errors import AmdetError
 from ..terminal import ProgressLine, interruptible
 from .common import Device, in_words
@@ -56,7 +57,7 @@ def render(
         Prediction | None, typer.Option(help="what the image model predicts [default: as its family does]")
     ] = None,
     device: Annotated[Device, typer.Option(help="where to paint")] = Device.auto,
-    seed: Annotated[int, typer.Option(help="of the noise", min=0)] = 42,
+    seed: Annotated[int, typer.Option(help="of the noise", min=0, max=LARGEST_SEED)] = 42,
 ) -> None:
     """Paint what a scan recovered: prompts as they are, with the reversed feature, with the trigger, after repair."""
     from ..prompts import read_prompts

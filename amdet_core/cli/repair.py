@@ -19,12 +19,11 @@ from .changes import (
     LoraLayout,
     Out,
     Output,
-    Seed,
     Settings,
     named,
     setting_values,
 )
-from .common import Device, Preset, report_folder, trust_store
+from .common import Device, Preset, Seed, report_folder, trust_store
 from .render import check_paintable, paint_or_say
 
 if TYPE_CHECKING:

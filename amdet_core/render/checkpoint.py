@@ -21,7 +21,7 @@ from ..formats.folders import PIPELINE
 from ..formats.source import open_source
 
 CONFIGS = Path(__file__).with_name("configs")
-INSTALL = 'Install it: pip install "amdet[render]".'
+INSTALL = 'Install it: pip install -c constraints.txt -e ".[render]" in the clone of amdet.'
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 """Keys by which makers of single files mark what the file itself does not show."""
