@@ -15,7 +15,7 @@ import typer
 from ..config.base import LARGEST_SEED
 from ..errors import AmdetError
 from ..terminal import ProgressLine, interruptible
-from .common import Device, in_words
+from .common import Device, in_words, named_path
 
 if TYPE_CHECKING:
     from ..records import ScanReport
@@ -147,7 +147,7 @@ def paint_or_say(
 def _opened(checkpoint: str, stack: ExitStack) -> Path:
     """The path of a checkpoint; the shipped one is written to a folder that is removed with the stack."""
     if checkpoint != POCKET:
-        return Path(checkpoint)
+        return named_path(checkpoint)
     from ..pocket import load
     from ..pocket.painter.pipeline import write_pipeline
 

@@ -377,11 +377,13 @@ def test_a_reader_that_leaves_is_no_finding(here: Amdet, monkeypatch: pytest.Mon
         ("guard", "x", "--prompts", ""),
         ("render", "--checkpoint", "x", "--report", "x", "--repaired", ""),
         ("bench", "flips", "x", ""),
+        ("heal", "x", "--checkpoint", ""),
         ("zoo", "build", "--base", "", "--recipe", "smoke", "--out", "z"),
     ],
 )
 def test_an_empty_path_is_not_the_current_folder(here: Amdet, encoders: Path, arguments: tuple[str, ...]) -> None:
-    given = [encoders / "clean.safetensors" if one == "x" and "--anchor" in arguments else one for one in arguments]
+    opened = {"--anchor", "--checkpoint"} & set(arguments)
+    given = [encoders / "clean.safetensors" if one == "x" and opened else one for one in arguments]
     code, out, err = here(*given)
     assert (code, out) == (2, "")
     assert "expected a path" in err and "found an empty one" in err
