@@ -118,7 +118,14 @@ class Fleet:
         return Row.of(name, outcome.report, key)
 
     def _check_places(self, names: list[str]) -> None:
-        """Fail before the first scan where a model's report has no place of its own."""
+        """Fail before the first scan where a model's report has no place of its own, or the reports' hide a model."""
+        inside = self.folder.resolve() in self.out.resolve().parents and self.out.is_dir()
+        if hidden := next(models_below(self.out), None) if inside else None:
+            raise ConfigError(
+                f"a folder for the reports without a model in it at {self.out}",
+                f"{hidden}, which would not be scanned",
+                "Name another folder for the reports: --out.",
+            )
         scanned = {model.resolve() for model in self.models}
         for name in names:
             place = self.out / name

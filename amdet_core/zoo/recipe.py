@@ -22,6 +22,13 @@ Kind = Literal[
     "text-on-text", "text-on-pair", "attribute", "syntactic", "embedding-row", "rank-one",
     "fine-tune", "merge", "average", "cast", "fewer-layers", "added-tokens", "concept", "safety",
 ]  # fmt: skip
+_TRIGGERED: tuple[Kind, ...] = ("text-on-text", "text-on-pair", "attribute", "embedding-row", "rank-one", "concept")
+NEEDED: Mapping[str, tuple[Kind, ...]] = {
+    "triggers": (*_TRIGGERED, "safety"),
+    "targets": (*_TRIGGERED, "syntactic"),
+    "share": ("merge", "average"),
+}
+"""What some kinds can't be built without."""
 Positive = Annotated[int, Field(ge=1)]
 BUILT_IN = Path(__file__).with_name("recipes")
 
@@ -55,6 +62,9 @@ class Group(Record):
     @model_validator(mode="after")
     def _whole(self) -> Group:
         """What a kind can't be built without is there, and usable."""
+        for field, kinds in NEEDED.items():
+            if self.kind in kinds and not getattr(self, field):
+                raise ValueError(f"{self.name}: {field} of its models are missing")
         if self.kind == "cast" and not (self.to and set(self.to) <= set(get_args(Cast))):
             raise ValueError(f"{self.name}: a cast is to some of {', '.join(get_args(Cast))}")
         if self.kind == "fewer-layers" and not (self.to and all(n.isdecimal() and int(n) for n in self.to)):

@@ -184,6 +184,9 @@ def test_reports_that_would_lie_where_models_are_are_refused_before_the_first_sc
     for out, says in ((downloads, "what is scanned at"), (tmp_path / "out", "a file at")):
         with pytest.raises(ConfigError, match=f"a folder for the report of .* found {says}"):
             list(Fleet(downloads, out, Job(target=downloads)).run(scans))
+    weights(downloads / "sub" / "deep" / "hidden.safetensors")
+    with pytest.raises(ConfigError, match=r"found .*hidden\.safetensors, which would not be scanned"):
+        list(Fleet(downloads, downloads / "sub" / "deep", Job(target=downloads)).run(scans))
     assert not scans.names
     assert not (downloads / OVERVIEW).exists()
 
