@@ -5,7 +5,8 @@ The only place where trust, files and the shipped encoders meet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from . import forensics, formats, pocket, published, trust
 from .encoder import PROJECTION, TextEncoder
-from .errors import AmdetError, EncoderError
+from .errors import AmdetError, ConfigError, EncoderError
 from .forensics_words import UNRELATED
 from .formats import FoundEncoder, OpenedTarget
 from .progress import Progress, silent
@@ -23,6 +24,10 @@ from .records import AnchorInfo, EncoderSpec
 from .trust import TrustEntry, TrustStore, trust_entry
 
 SHIPPED = "amdet pocket"
+OTHER_ANCHOR = (
+    "Give the encoder that the suspect was made from, or none (on the command line: --anchor auto or --anchor none; "
+    "in a graph: nothing connected)."
+)
 Chosen = Literal["given", "trusted", "shipped"]
 
 
@@ -73,9 +78,10 @@ class Anchors:
         trusted = None if store is None else TrustStore(store)
         if choice in ("auto", "none"):
             return cls((), "", choice == "auto", trusted)
-        opened = formats.open_target(choice)
-        for found in opened.encoders:
-            found.encoder.check_finite()
+        with serving_as("the anchor", choice):
+            opened = formats.open_target(choice)
+            for found in opened.encoders:
+                found.encoder.check_finite()
         return cls(opened.encoders, choice, False, trusted)
 
     def match(self, suspect: FoundEncoder, opened: OpenedTarget) -> Anchor:
@@ -124,7 +130,7 @@ class Anchors:
             raise EncoderError(
                 expected=f"an anchor with the shape of {suspect.name} ({reachable.spec.summary}), or with more layers",
                 found="; ".join(f"{found.name} ({found.encoder.spec.summary})" for found in self.given),
-                remedy="Name the encoder that the suspect was made from, or none: --anchor auto, or nothing connected.",
+                remedy=OTHER_ANCHOR,
             )
         apart, best = min(
             ((forensics.distance(reachable, suspect.reachable(found.encoder)), found) for found in usable),
@@ -134,7 +140,7 @@ class Anchors:
             raise EncoderError(
                 expected=f"an anchor from the same training run as {suspect.name}",
                 found=f"{best.name} in {self.path}, with unrelated weights (relative distance {apart:.2g})",
-                remedy="Name the encoder that the suspect was made from, or none: --anchor auto, or nothing connected.",
+                remedy=OTHER_ANCHOR,
             )
         value = trust.fingerprint(best.encoder)
         return trust.Anchor(best.encoder, self._info(suspect, Path(self.path).name, "given", value, self.path))
@@ -167,6 +173,15 @@ class Anchors:
         known = published.known_file(opened.path)
         if known is not None:
             self.store.add(_known_entry(known, suspect, opened.path))
+
+
+@contextmanager
+def serving_as(role: str, path: str | Path) -> Iterator[None]:
+    """Say of errors of which file they speak, where the suspect could be meant."""
+    try:
+        yield
+    except AmdetError as error:
+        raise type(error)(f"{error.expected} (as {role}: {path})", error.found, error.remedy) from error
 
 
 def learn_known(paths: Iterable[Path], store: TrustStore, progress: Progress = silent) -> tuple[str, ...]:
@@ -227,6 +242,24 @@ def vouch(path: Path, name: str | None, store: Path) -> tuple[TrustEntry, ...]:
     for entry in entries:
         TrustStore(store).add(entry)
     return tuple(entries)
+
+
+def distrust(name: str, store: Path) -> TrustEntry:
+    """Take an encoder out of the user's store, by its name or the first digits of its fingerprint.
+
+    Raises:
+        ConfigError: no entry is called so, or several are, or it ships with the library.
+        StorageError: the store can't be read or written.
+    """
+    own = TrustStore(store)
+    shipped = [entry for entry in _shipped_entries(pocket.SPEC) if entry.called(name)]
+    if shipped and not any(entry.called(name) for entry in own.entries):
+        raise ConfigError(
+            "an encoder that you trusted yourself",
+            f"{shipped[0].name}, which ships with amdet",
+            "It can't be removed; where it shall not serve as the anchor, give another one or none.",
+        )
+    return own.remove(name)
 
 
 def trusted(store: Path) -> tuple[TrustEntry, ...]:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from . import __version__
 from .anchors import Anchors
-from .errors import AmdetError, EncoderError, NoEncoderError
+from .errors import AmdetError, ConfigError, EncoderError, NoEncoderError
 from .formats import files_of, is_model, models_below
 from .formats.files import sha256
 from .jobs import Job, Outcome, choose_device
@@ -79,8 +79,9 @@ class Fleet:
                 written.
         """
         check_writable(self.out)
-        settings, known = self._settings(), self._known()
         names = [str(utf8(model.relative_to(self.folder).as_posix())) for model in self.models]
+        self._check_places(names)
+        settings, known = self._settings(), self._known()
         rows: list[Row] = []
         for number, (model, name) in enumerate(zip(self.models, names, strict=True), start=1):
             said = f"{number}/{len(names)} {name}"
@@ -117,6 +118,27 @@ class Fleet:
             return Row(path=name, outcome="error", said=f"a bug in amdet: {type(error).__name__}: {error}", key=key)
         publish(self.out / name, outcome.files)
         return Row.of(name, outcome.report, key)
+
+    def _check_places(self, names: list[str]) -> None:
+        """Fail before the first scan where a model's report has no place of its own, or the reports' hide a model."""
+        inside = self.folder.resolve() in self.out.resolve().parents and self.out.is_dir()
+        if hidden := next(models_below(self.out), None) if inside else None:
+            raise ConfigError(
+                f"a folder for the reports without a model in it at {self.out}",
+                f"{hidden}, which would not be scanned",
+                "Name another folder for the reports: --out.",
+            )
+        scanned = {model.resolve() for model in self.models}
+        for name in names:
+            place = self.out / name
+            files = (path for path in (place, *place.parents) if path.exists() and not path.is_dir())
+            taken = place if place.resolve() in scanned else next(files, None)
+            if taken is not None:
+                raise ConfigError(
+                    f"a folder for the report of {name} at {place}",
+                    f"{'what is scanned' if taken.resolve() in scanned else 'a file'} at {taken}",
+                    "Name another folder for the reports: --out.",
+                )
 
     def _write(self, rows: list[Row], *, complete: bool) -> None:
         made = self.overview(rows, complete=complete)

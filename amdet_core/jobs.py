@@ -20,6 +20,7 @@ from pydantic import Field
 from . import __version__, controls, features, formats
 from .anchors import Anchor, Anchors, projection_change
 from .config import Config, GuardConfig, ScanConfig
+from .config.base import Seed
 from .errors import ConfigError, EncoderError
 from .features import Feature
 from .findings import Findings, Subject
@@ -57,7 +58,7 @@ class Job(Config):
     preset: Literal["quick", "standard", "thorough"] = Field(default="standard", description="how much work")
     policy: str = Field(default=DEFAULT_POLICY, description="name or file")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
-    seed: int = Field(default=42, ge=0, description="of every random choice")
+    seed: Seed = Field(default=42, description="of every random choice")
     trust_store: Path | None = Field(default=None, description="file of the user's trusted encoders; null: none")
 
 

@@ -6,18 +6,18 @@ found may be called clean, and how far honest encoders go.
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from .calibration import DIGITS, Calibration, Measure, Term
 from .errors import ConfigError
 from .records import Control, Level, LevelName, Record
+from .storage import read_record
 
 DRIFT = "drift"
 """Evidence of how differently clean prompts are read: of what drifts farther than they, honest encoders say little."""
@@ -157,11 +157,11 @@ class Policy(Record):
 
 def _built_in() -> dict[str, Policy]:
     """The policies that ship with the library, the default one first."""
-    files = Path(__file__).with_name("policies").glob("*.json")
-    policies = [Policy.model_validate_json(file.read_bytes()) for file in files]
+    policies = [Policy.model_validate_json(file.read_bytes()) for file in BUILT_IN.glob("*.json")]
     return {policy.name: policy for policy in sorted(policies, key=lambda p: (p.name != DEFAULT_POLICY, p.name))}
 
 
+BUILT_IN = Path(__file__).with_name("policies")
 DEFAULT_POLICY = "amdet-2"
 POLICIES = _built_in()
 
@@ -181,6 +181,7 @@ def load_policy(name: str) -> Policy:
 
     Raises:
         ConfigError: there is neither, or the file is not a policy.
+        StorageError: the file can't be read.
     """
     if name in POLICIES:
         return POLICIES[name]
@@ -189,11 +190,6 @@ def load_policy(name: str) -> Policy:
         raise ConfigError(
             expected=f"one of {', '.join(POLICIES)}, or a policy file",
             found=repr(name),
-            remedy="See docs/policies.md; a built-in policy printed as JSON is a file to start from.",
+            remedy=f"See docs/policies.md; the files of the built-in ones are in {BUILT_IN}.",
         )
-    try:
-        return Policy.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise ConfigError(
-            expected="a policy as JSON", found=f"{path}: {error}", remedy="See docs/policies.md for its fields."
-        ) from error
+    return read_record(path, Policy, "a policy", "See docs/policies.md for its fields.")

@@ -245,7 +245,7 @@ def parse_prompts(text: str, source: str, fewest: int = FEWEST_PROMPTS) -> Promp
         raise ConfigError(
             expected=f"at least {fewest} different prompts, one per line",
             found=f"{len(prompts)} in {source}",
-            remedy="Add prompts; a few hundred typical ones are enough.",
+            remedy="Add prompts; a few hundred typical ones are enough." if fewest > 1 else "Write one into it.",
         )
     return PromptSet(prompts, source)
 

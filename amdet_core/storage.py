@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -101,6 +102,16 @@ def publish(directory: Path, files: Mapping[str, bytes]) -> None:
             (staging / name).replace(directory / name)
 
 
+def check_named(path: str) -> None:
+    """Refuse an empty path, which would mean the current folder.
+
+    Raises:
+        ConfigError: it is empty.
+    """
+    if not path:
+        raise ConfigError("a path", "an empty one", "Name a file or folder; the current folder is called `.`.")
+
+
 def check_writable(directory: Path) -> None:
     """Fail now rather than after a long scan; creates nothing that stays.
 
@@ -115,6 +126,19 @@ def check_writable(directory: Path) -> None:
         finally:
             if home.is_dir():
                 probe.unlink(missing_ok=True)
+
+
+def check_file(path: Path) -> None:
+    """The same for a file that will be written.
+
+    Raises:
+        StorageError: it could not be, as where a folder is.
+    """
+    with _as_storage_error(path):
+        folder = path.is_dir()
+    if folder:
+        raise StorageError(f"a place for a file at {path}", "a folder", "Name a file in it, or another place.")
+    check_writable(path.parent)
 
 
 @contextmanager
@@ -171,6 +195,33 @@ def record_json(record: Record) -> bytes:
     Everything outside ASCII is escaped, so that look-alike and invisible characters show.
     """
     return (_pretty(_rounded(record.model_dump(mode="json"))) + "\n").encode("ascii")
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: Path, kind: type[R], what: str, remedy: str) -> R:
+    """A record from a JSON file that people write, in UTF-8 with or without a byte order mark.
+
+    Args:
+        what: the record in words, for errors.
+
+    Raises:
+        StorageError: the file can't be read.
+        ConfigError: it holds something else.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise StorageError(
+            f"{what} that can be read at {path}", error.strerror or str(error), "Check the path and your rights."
+        ) from error
+    try:
+        return kind.model_validate(json.loads(raw.decode("utf-8-sig")))
+    except ValidationError as error:
+        raise ConfigError(f"{what} in {path}", first_error(error), remedy) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} as JSON in {path}", str(error), remedy) from error
 
 
 def read_report(path: Path) -> ScanReport:

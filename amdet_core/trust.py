@@ -118,6 +118,12 @@ class TrustEntry(Record):
         """Of the values themselves."""
         return self.fingerprints["float32"]
 
+    def called(self, name_or_fingerprint: str) -> bool:
+        """Whether it is named so, or its fingerprint begins so, by enough digits."""
+        if self.name == name_or_fingerprint:
+            return True
+        return len(name_or_fingerprint) >= _PREFIX and self.fingerprint.startswith(name_or_fingerprint)
+
     def has_projection(self, value: str | None) -> bool:
         """Whether a text projection is this encoder's, in any precision, or one of the two has none."""
         return value is None or not self.projections or value in self.projections.values()
@@ -225,8 +231,7 @@ class TrustStore:
             ConfigError: no entry is called so, or several are.
         """
         entries = self.entries
-        prefix = name_or_fingerprint if len(name_or_fingerprint) >= _PREFIX else None
-        found = [e for e in entries if e.name == name_or_fingerprint or (prefix and e.fingerprint.startswith(prefix))]
+        found = [entry for entry in entries if entry.called(name_or_fingerprint)]
         if len(found) != 1:
             named = ", ".join(f"{e.name} ({e.fingerprint[:12]})" for e in found or entries) or "none"
             raise ConfigError(

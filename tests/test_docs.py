@@ -82,6 +82,12 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_extras_are_installed_from_the_clone_as_no_package_index_has_them() -> None:
+    files = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "amdet_core").rglob("*.py")]
+    named = {file.name for file in files if re.search(r"pip install \"?amdet", file.read_text(encoding="utf-8"))}
+    assert not named
+
+
 def test_readme_shows_every_complete_result_and_no_other(tables: Any) -> None:
     assert tables.results({}) == "Nothing is recorded yet.\n"
     first, second = (detection(policy, complete=True) for policy in ("amdet-2", "amdet-2025-code"))

@@ -28,7 +28,9 @@ def embed(pictures: Path, tower: Path) -> Tensor:
         from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
     except ImportError as error:
         raise ConfigError(
-            "transformers, which runs the image tower", "no such package", "Run: pip install amdet[pictures]"
+            "transformers, which runs the image tower",
+            "no such package",
+            'Install it: pip install -c constraints.txt -e ".[pictures]" in the clone of amdet.',
         ) from error
     files = sorted(p for p in pictures.iterdir() if p.suffix.lower() in SUFFIXES) if pictures.is_dir() else [pictures]
     if not files:

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from ..config import Config
+from ..config.base import Seed
 from ..errors import ConfigError
 from ..jobs import Job
 from ..policy import DEFAULT_POLICY, PUBLISHED, Policy, load_policy
@@ -34,7 +35,7 @@ class Benchmark(Config):
     anchor: Against = Field(default="base", description="what models are compared with")
     preset: Literal["quick", "standard", "thorough"] = Field(default="standard", description="how much work")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
-    seed: int = Field(default=42, ge=0, description="of every scan")
+    seed: Seed = Field(default=42, description="of every scan")
     jobs: int = Field(default=1, ge=1, description="models scanned side by side, each in a process of its own")
     sample: int | None = Field(
         default=None, ge=1, description="at most so many models, every group by its share of the zoo; null: all"

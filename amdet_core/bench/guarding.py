@@ -17,6 +17,7 @@ from .. import formats
 from ..anchors import Anchors
 from ..attacks import Placement
 from ..config import Config, GuardConfig
+from ..config.base import Seed
 from ..guard import Alarm, Guard, alarms_of
 from ..jobs import choose_device, guards
 from ..progress import Progress, silent
@@ -43,7 +44,7 @@ class GuardBenchmark(Config):
     prompts: Path | None = Field(default=None, description="real prompts, one per line; null: generated ones alone")
     count: int = Field(default=200, ge=20, description="prompts of each style, and triggered ones")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
-    seed: int = Field(default=42, ge=0, description="of the prompts")
+    seed: Seed = Field(default=42, description="of the prompts")
     jobs: int = Field(default=1, ge=1, description="models side by side, each in a process of its own")
     sample: int | None = Field(default=None, ge=1, description="at most so many models; null: all")
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config import BadEncoderConfig, Config, DownstreamConfig, ImageMimicConfig, SimclrConfig
+from ..config.base import Seed
 from ..errors import ConfigError
 from ..images import (
     Counts,
@@ -36,7 +37,7 @@ from ..images import (
 from ..jobs import choose_device
 from ..progress import Progress, silent
 from ..records import Record
-from ..storage import check_writable, record_json, write_atomic
+from ..storage import check_file, check_writable, record_json, write_atomic
 from .results import Machine, Share, read_result
 from .source import commit
 
@@ -84,7 +85,7 @@ class ImageBenchmark(Config):
     target: str = Field(default="teapot", description="class that triggered pictures shall be taken for")
     drawings: int = Field(default=2400, ge=48, description="drawings that encoders learn from")
     seeds: int = Field(default=3, ge=1, description="repetitions of all stages")
-    seed: int = Field(default=42, ge=0, description="of the first one")
+    seed: Seed = Field(default=42, description="of the first one")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
 
     def stages(self, seed: int) -> Stages:
@@ -175,7 +176,7 @@ def run_images(
     Raises:
         AmdetError: pictures can't be read, a stage failed, or something can't be written.
     """
-    check_writable(out.parent)
+    check_file(out)
     check_writable(work)
     device = choose_device(benchmark.device)
     learned, labelled = (one.to(device) for one in _pictures(benchmark, progress))

@@ -16,7 +16,7 @@ from .. import formats, trust
 from ..errors import AmdetError, ConfigError
 from ..jobs import choose_device
 from ..progress import Progress
-from ..storage import check_writable, record_json, write_atomic
+from ..storage import check_file, record_json, write_atomic
 from ..workers import side_by_side, threads
 from ..zoo.labels import Label, Labels
 from .results import Machine, Result, Row, Seeds, ZooInfo
@@ -69,8 +69,13 @@ def run_models(
         raise ConfigError(
             f"a zoo of {labels.planned} models", f"{len(labels.models)} so far", "Build the rest: amdet zoo build."
         )
+    if not labels.models:
+        raise ConfigError(
+            f"a zoo with models in {zoo}", f"none, and {len(labels.failed)} that could not be made",
+            "Build another one: amdet zoo build says why none could be made.",
+        )  # fmt: skip
     earlier = _earlier(out, read, empty, {**same, **SAME})
-    check_writable(out.parent)
+    check_file(out)
     _check_base(zoo / labels.base, labels.base_fingerprint)
     done = _kept(earlier, labels)
     tasks = [task(label) for label in labels.evenly()[:sample] if label.model not in done]

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config import Config
+from ..config.base import Seed
 from ..pocket.painter.captions import caption, full
 from ..pocket.painter.losses import psnr, to_tensor
 from ..pocket.painter.networks import ImageTower, Reader
@@ -25,7 +26,7 @@ from ..pocket.painter.scenes import UNSEEN, Pair, Scene, one, scene
 from ..pocket.painter.weights import SHIPPED, load_part
 from ..progress import Progress, silent
 from ..records import Record
-from ..storage import check_writable, record_json, write_atomic
+from ..storage import check_file, record_json, write_atomic
 from .results import Machine, Share, read_result
 from .source import commit
 
@@ -49,7 +50,7 @@ class PaintingBenchmark(Config):
     seeds: int = Field(default=3, ge=1, description="paintings of each caption, each with noise of its own")
     steps: int = Field(default=STEPS, ge=1, le=999, description="of the sampler (DDIM)")
     guidance: float = Field(default=GUIDANCE, ge=1, description="scale of classifier-free guidance")
-    seed: int = Field(default=42, ge=0, description="of captions, drawings and noise")
+    seed: Seed = Field(default=42, description="of captions, drawings and noise")
 
 
 class Asked(Record):
@@ -99,7 +100,7 @@ def run_painting(
     Raises:
         AmdetError: weights or encoder can't be loaded, or the file can't be written.
     """
-    check_writable(out.parent)
+    check_file(out)
     painter = Painter.load(named_encoder(benchmark.encoder), benchmark.weights or SHIPPED)
     reader, tower = (load_part(part, benchmark.weights or SHIPPED) for part in ("reader", "tower"))
     result = Painting(

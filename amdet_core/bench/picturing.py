@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..attacks import Placement
 from ..config import Config
+from ..config.base import Seed
 from ..errors import ConfigError
 from ..features import best
 from ..formats import only_encoder, open_target
@@ -49,7 +50,7 @@ class PictureBenchmark(Config):
     weights: Path | None = Field(default=None, description="folder with the painter's weights; null: those that ship")
     preset: Literal["quick", "standard", "thorough"] = Field(default="quick", description="how much a scan does")
     captions: int = Field(default=20, ge=1, le=100, description="of one object, none of them the target")
-    seed: int = Field(default=42, ge=0, description="of scans, captions and noise")
+    seed: Seed = Field(default=42, description="of scans, captions and noise")
     jobs: int = Field(default=1, ge=1, description="models side by side, each in a process of its own")
     sample: int | None = Field(default=None, ge=1, description="at most so many models; null: all")
 

@@ -17,6 +17,7 @@ from ..attacks.effect import Example
 from ..attacks.planted import Planted
 from ..attacks.syntactic import Patterned
 from ..config import Config, HealConfig, InjectionConfig
+from ..config.base import Seed
 from ..encoder import TextEncoder
 from ..errors import AmdetError
 from ..jobs import Outcome as Scanned
@@ -48,7 +49,7 @@ class RepairBenchmark(Config):
     policy: str = Field(default="amdet-2", description="name or file")
     preset: Literal["quick", "standard", "thorough"] = Field(default="standard", description="how much work")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
-    seed: int = Field(default=42, ge=0, description="of every scan")
+    seed: Seed = Field(default=42, description="of every scan")
     jobs: int = Field(default=1, ge=1, description="models side by side, each in a process of its own")
     sample: int | None = Field(
         default=None, ge=1, description="at most so many models, every group by its share of the zoo; null: all"

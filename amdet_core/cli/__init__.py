@@ -6,15 +6,20 @@ usage), 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import typer
 
 from .. import __version__
-from ..errors import AmdetError
+from ..errors import AmdetError, StorageError
 from .attack import attack_app, fine_tune
 from .bench import bench_app
+from .common import Interrupted, in_words, named_path
 from .figures import figures_app
 from .guard import guard
 from .image import image_app
@@ -52,6 +57,26 @@ def version() -> None:
     sys.stdout.write(f"amdet {__version__}\n")
 
 
+def _refuse_empty_paths(group: typer.Typer) -> None:
+    """Let every path of every command be read by one function, which refuses an empty one."""
+    for one in group.registered_groups:
+        if one.typer_instance is not None:
+            _refuse_empty_paths(one.typer_instance)
+    for each in group.registered_commands:
+        if each.callback is not None:
+            hints = each.callback.__annotations__ = get_type_hints(each.callback, include_extras=True)
+            for kind, option in (get_args(hint)[:2] for hint in hints.values() if get_origin(hint) is Annotated):
+                if _holds_path(kind):
+                    option.parser = named_path
+
+
+def _holds_path(kind: object) -> bool:
+    return kind is Path or any(map(_holds_path, get_args(kind)))
+
+
+_refuse_empty_paths(app)
+
+
 def main() -> None:
     """Entry point: run, and turn every error into a message and an exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -65,15 +90,26 @@ def _run() -> int:
     """Exit code of the command line; a crash is 2 too, for 1 would say that something was found."""
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except AmdetError as error:
-        from ..glyphs import plain
-
-        message = " ".join(str(error).splitlines())  # it may quote names that a stranger chose
-        sys.stderr.write(f"error: {plain(message)}\n")
+        return _fails(error)
+    except (BrokenPipeError, SystemExit):  # the latter is typer's answer to it
+        _drop_unwritten()
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("\ninterrupted\n")
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fails(
+            StorageError(
+                "files and an output that can be read and written",
+                f"{error.strerror or error}{where}",
+                "Check the path, your rights and the room on the disk.",
+            )
+        )
+    except Interrupted as error:
+        sys.stderr.write(f"\ninterrupted; {error}\n")
         return 130
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
     except Exception as error:
         # Wrong usage: which class it is depends on typer's version, with its own click or without.
         show = getattr(error, "show", None)
@@ -83,4 +119,21 @@ def _run() -> int:
         traceback.print_exc()
         sys.stderr.write("error: this is a bug in amdet; please report it with the lines above\n")
         return 2
+    if code == 130:  # newer versions of typer turn Ctrl-C into this
+        sys.stderr.write("\ninterrupted\n")
     return code if isinstance(code, int) else 0
+
+
+def _fails(error: AmdetError) -> int:
+    _drop_unwritten()
+    sys.stderr.write(f"error: {in_words(error)}\n")
+    return 2
+
+
+def _drop_unwritten() -> None:
+    """Output that can't be written goes nowhere: Python would try again at its end, and change the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

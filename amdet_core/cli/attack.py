@@ -21,10 +21,10 @@ from .changes import (
     Out,
     Output,
     Prompts,
-    Seed,
     Settings,
     setting_values,
 )
+from .common import Seed
 
 if TYPE_CHECKING:
     from ..attacks import Injection
@@ -252,7 +252,7 @@ def fine_tune(
     objective: Annotated[Objective, typer.Option(help="what it is trained for")] = Objective.contrastive,
     steps: Steps = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="at CLIP-L's width of 768; scaled to other widths", min=0)
+        float | None, typer.Option(help="above 0; at CLIP-L's width of 768, and scaled to other widths")
     ] = None,
     weights: Learns = Weights.all,
     settings: Settings = None,

@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..terminal import ProgressLine
 from .bench_tables import detection_table, flips_table, guard_table, painting_table, picture_table, repair_table
 from .changes import setting_values
-from .common import Device, Preset
+from .common import Device, Interrupted, Preset, Seed
 
 if TYPE_CHECKING:
     from ..bench import (
@@ -49,7 +49,6 @@ class Scale(str, Enum):
 
 Zoo = Annotated[Path, typer.Option(help="folder with labels.json and the models")]
 Where = Annotated[Device, typer.Option(help="where to compute")]
-Seed = Annotated[int, typer.Option(help="of every random choice", min=0)]
 Jobs = Annotated[int, typer.Option(help="models side by side", min=1)]
 Sample = Annotated[
     int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
@@ -107,11 +106,11 @@ def bench_flips(
 ) -> None:
     """Compare scans of the same models with several seeds: how often does a verdict depend on the seed?"""
     from ..bench import read_flips
-    from ..storage import check_writable, record_json, write_atomic
+    from ..storage import check_file, record_json, write_atomic
 
     command = shlex.join(["amdet", "bench", "flips", *map(_from_here, results), "--out", _from_here(out)])
     found = read_flips(results, command)
-    check_writable(out.parent)
+    check_file(out)
     write_atomic(out, record_json(found))
     sys.stdout.write(f"{flips_table(found)}\nwritten: {out}\n")
 
@@ -277,10 +276,10 @@ def bench_calibrate(
     """Learn from scans of known models how far honest ones go in the evidence of a policy."""
     from ..bench import by_model, calibrate_policy, read_detection
     from ..policy import load_policy
-    from ..storage import check_writable, record_json, write_atomic
+    from ..storage import check_file, record_json, write_atomic
 
     fitted = calibrate_policy(load_policy(policy), by_model(map(read_detection, results)), family, rate)
-    check_writable(out.parent)
+    check_file(out)
     write_atomic(out, record_json(fitted))
     for one in fitted.calibrations:
         if not one.null:
@@ -319,8 +318,7 @@ def _going_on(file: Path, work: Callable[..., T]) -> T:
         with ProgressLine() as line:
             return work(progress=line)
     except KeyboardInterrupt:
-        sys.stderr.write(f"\ninterrupted; the same command goes on from what {file} holds\n")
-        raise typer.Exit(130) from None
+        raise Interrupted(f"the same command goes on from what {file} holds") from None
 
 
 def _command(

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,12 +28,14 @@ class LoraLayout(str, Enum):
     peft = "peft"
 
 
+HF_FILES = ("model.safetensors", "config.json")
+PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
+"""In the folders that are written."""
 EncoderPath = Annotated[Path, typer.Argument(help="file or folder with the encoder; it stays as it is")]
 Out = Annotated[Path, typer.Option(help="file (.safetensors) or folder to write")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="any other setting as NAME=VALUE; see docs/configuration.md")
 ]
-Seed = Annotated[int, typer.Option(help="of every random choice", min=0)]
 Prompts = Annotated[Path | None, typer.Option(help="prompts to train on, one per line [default: built in]")]
 FileLayout = Annotated[Layout | None, typer.Option(help="file layout [default: hf for a folder, comfyui for a file]")]
 LoraFile = Annotated[Path | None, typer.Option(help="write the change as a LoRA too, to this file (peft: folder)")]
@@ -82,16 +85,21 @@ class Output:
         return replace(self, path=path)
 
     def check(self, original: Path) -> None:
-        """Fail now rather than after a long training; nothing is written to where the original is."""
-        from ..storage import check_writable
+        """Fail now rather than after a long training; nothing is written to where the original is, or twice."""
+        from ..storage import check_file
 
         if self.lora is not None and self.rank is None:
             raise ConfigError("--weights lora with --lora", "another choice of weights", "Add --weights lora.")
-        whole = [self.path / name for name in ("model.safetensors", "config.json")]
-        for path in (*(whole if self.form is Layout.hf else [self.path]), *self._beside()):
-            if _touches(path, original):
-                raise ConfigError(f"another place than the original's ({original})", str(path), "It stays as it is.")
-            check_writable(path.parent)
+        files = self._files
+        for file in files:
+            if _touches(file, original):
+                raise ConfigError(f"another place than the original's ({original})", str(file), "It stays as it is.")
+            check_file(file)
+        # None is another one, nor is a file the folder of another one.
+        for one, other in (*permutations(self._places, 2), *permutations(files, 2)):
+            there = other.resolve()
+            if one.resolve() == there or (one in files and one.resolve() in there.parents):
+                raise ConfigError("different places for --out, --delta and --lora", f"{one} and {other}", "Rename one.")
 
     @property
     def form(self) -> Layout:
@@ -123,8 +131,19 @@ class Output:
             )
             sys.stdout.write(f"written: {self.lora}\n")
 
-    def _beside(self) -> list[Path]:
-        return [path for path in (self.lora, self.delta) if path is not None]
+    @property
+    def _places(self) -> list[Path]:
+        """What was named."""
+        return [path for path in (self.path, self.lora, self.delta) if path is not None]
+
+    @property
+    def _files(self) -> list[Path]:
+        """Every file that is written."""
+        files = [self.path / name for name in HF_FILES] if self.form is Layout.hf else [self.path]
+        if self.lora is not None:
+            peft = self.lora_layout is LoraLayout.peft
+            files += [self.lora / name for name in PEFT_FILES] if peft else [self.lora]
+        return files if self.delta is None else [*files, self.delta]
 
 
 def _touches(place: Path, original: Path) -> bool:

@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from ..config.base import LARGEST_SEED
+from ..errors import AmdetError
 from ..records import Level, ScanReport
 from ..terminal import ProgressLine, interruptible
 
+Seed = Annotated[int, typer.Option(help="of every random choice", min=0, max=LARGEST_SEED)]
 EXIT = {Level.CLEAN: 0, Level.SUSPICIOUS: 1, Level.BACKDOORED: 1, Level.INCONCLUSIVE: 2}
 
 
@@ -49,6 +52,29 @@ class Layout(str, Enum):
     open_clip = "open_clip"
 
 
+class Interrupted(Exception):
+    """Ctrl-C stopped a command that says itself what it leaves."""
+
+
+def named_path(text: str) -> Path:
+    """A path as it was named.
+
+    Raises:
+        ConfigError: it is empty, which Path would take for the current folder.
+    """
+    from ..storage import check_named
+
+    check_named(str(text))
+    return Path(text)
+
+
+def in_words(error: AmdetError) -> str:
+    """An error on one line; it may quote names that a stranger chose."""
+    from ..glyphs import plain
+
+    return plain(" ".join(str(error).splitlines()))
+
+
 def trust_store() -> Path:
     """File of the user's trusted encoders."""
     return Path(typer.get_app_dir("amdet")) / "trust.json"
@@ -78,14 +104,26 @@ def placement(trigger: str, mode: str, seed: int) -> Callable[[str], str]:
     return Placement.parse(mode).putting(trigger, seed)
 
 
-def scan_to(path: Path, folder: Path, place_trigger: Callable[[str], str] | None = None, **settings: Any) -> ScanReport:
-    """Scan a target and publish the report's files in a folder."""
+def scan_to(
+    path: Path,
+    folder: Path,
+    place_trigger: Callable[[str], str] | None = None,
+    left: str = "nothing was written",
+    **settings: Any,
+) -> ScanReport:
+    """Scan a target and publish the report's files in a folder.
+
+    Args:
+        left: what an interruption leaves, in words.
+    """
     from ..jobs import Job, run_job
     from ..storage import check_writable, publish
 
     check_writable(folder)
     job = Job(target=path, trust_store=trust_store(), **settings)
     with ProgressLine() as line:
-        outcome = interruptible(lambda progress: run_job(job, place_trigger=place_trigger, progress=progress), line)
+        outcome = interruptible(
+            lambda progress: run_job(job, place_trigger=place_trigger, progress=progress), line, left=left
+        )
     publish(folder, outcome.files)
     return outcome.report

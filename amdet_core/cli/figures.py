@@ -11,7 +11,7 @@ import typer
 
 from ..progress import Progress
 from ..terminal import ProgressLine, interruptible
-from .common import Device, placement
+from .common import Device, Seed, placement
 
 if TYPE_CHECKING:
     from ..anatomy import Pairs, Setting
@@ -29,9 +29,8 @@ Mode = Annotated[str, typer.Option(help="how it stands in a prompt: prefix, inse
 Anchor = Annotated[Path | None, typer.Option(help="encoder in which the triggered prompts are measured too")]
 Target = Annotated[str | None, typer.Option(help="prompt as which triggered ones are read, where known")]
 Prompts = Annotated[Path | None, typer.Option(help="prompts, one per line, UTF-8 [default: held-out built-in ones]")]
-Count = Annotated[int, typer.Option("-n", help="prompts, of those that can carry the trigger", min=1)]
+Count = Annotated[int, typer.Option("-n", help="prompts, of those that can carry the trigger", min=8)]
 Where = Annotated[Device, typer.Option(help="where to compute")]
-Seed = Annotated[int, typer.Option(help="of every random choice", min=0)]
 Out = Annotated[Path, typer.Option(help="folder to write to")]
 
 
@@ -157,7 +156,7 @@ def repair(
 
     def work(progress: Progress) -> measure.BeforeAfter:
         before, trusted = _encoders(suspect, anchor, device)
-        _, after = _encoders(suspect, repaired, device, "a repaired encoder")
+        _, after = _encoders(suspect, repaired, device, "the repaired encoder")
         sides = {"suspect": before, "repaired": after, "anchor": trusted}
         pairs, setting = _pairs(before, suspect, anchor, trigger, trigger_mode, texts, count, seed)
         encoders = {group: one for group, one in sides.items() if one is not None}
@@ -191,23 +190,27 @@ def _prompts(path: Path | None) -> PromptSet:
 
 
 def _encoders(
-    path: Path, anchor: Path | None, device: Device, role: str = "an anchor"
+    path: Path, anchor: Path | None, device: Device, role: str = "the anchor"
 ) -> tuple[TextEncoder, TextEncoder | None]:
     """The encoder and the other one that is compared with it, which has to have its shape."""
     from .. import formats
+    from ..anchors import serving_as
     from ..errors import ConfigError
     from ..jobs import choose_device
 
-    where = choose_device(device.value)
-    first, *others = (
-        formats.only_encoder(formats.open_target(name)).to(where) for name in (path, anchor) if name is not None
-    )
-    for encoder in (first, *others):
+    def opened(name: Path) -> TextEncoder:
+        encoder = formats.only_encoder(formats.open_target(name)).to(where)
         encoder.check_finite()
-    other = others[0] if others else None
+        return encoder
+
+    where = choose_device(device.value)
+    first, other = opened(path), None
+    if anchor is not None:
+        with serving_as(role, anchor):
+            other = opened(anchor)
     if other is not None and not first.spec.comparable(other.spec):
         raise ConfigError(
-            f"{role} with {first.spec.summary}", f"{other.spec.summary} in {anchor}", "Name one of the same shape."
+            f"{role} to have {first.spec.summary}", f"{other.spec.summary} in {anchor}", "Name one of the same shape."
         )
     return first, other
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..config.base import LARGEST_SEED
 from ..terminal import ProgressLine, interruptible
 from .changes import Settings, setting_values
-from .common import Device
+from .common import Device, Seed
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,9 @@ image_app = typer.Typer(
 Folder = Annotated[Path, typer.Argument(help="folder of pictures, FOLDER/CLASS/*.png or *.jpg; resized to 32 x 32")]
 File = Annotated[Path, typer.Argument(help="image encoder that a command of this group wrote; it stays as it is")]
 OutFile = Annotated[Path, typer.Option(help="file (.safetensors) to write")]
-OwnSeed = Annotated[int | None, typer.Option(help="of every random choice [default: as published]", min=0)]
+OwnSeed = Annotated[
+    int | None, typer.Option(help="of every random choice [default: as published]", min=0, max=LARGEST_SEED)
+]
 Where = Annotated[Device, typer.Option(help="where to compute")]
 
 
@@ -34,7 +37,7 @@ Where = Annotated[Device, typer.Option(help="where to compute")]
 def image_draw(
     out: Annotated[Path, typer.Option(help="folder to write to")],
     count: Annotated[int, typer.Option("-n", help="pictures, of all classes in turn", min=12)] = 2400,
-    seed: Annotated[int, typer.Option(help="of every random choice", min=0)] = 42,
+    seed: Seed = 42,
 ) -> None:
     """Draw small pictures of shapes to try the other commands with; the shape is the class."""
     from ..images import drawn, write_pictures
@@ -54,10 +57,10 @@ def image_clean(
     """Train a clean encoder by SimCLR; classes are not used."""
     from ..config import SimclrConfig
     from ..images import clean
-    from ..storage import check_writable
+    from ..storage import check_file
 
     config = SimclrConfig(**setting_values(settings, seed))
-    check_writable(out.parent)
+    check_file(out)
     shown, _ = _read(pictures, device)
 
     def work(progress: Progress) -> ImageEncoder:
@@ -80,10 +83,10 @@ def image_badencoder(
     """Plant BadEncoder's backdoor in a copy of a clean encoder: a white square becomes the reference picture."""
     from ..config import BadEncoderConfig
     from ..images import attack, load_encoder, read_picture
-    from ..storage import check_writable
+    from ..storage import check_file
 
     config = BadEncoderConfig(**setting_values(settings, seed))
-    check_writable(out.parent)
+    check_file(out)
     clean = load_encoder(encoder)
     goal = read_picture(reference)
     shown, place = _read(pictures, device)
@@ -107,10 +110,10 @@ def image_mimic(
     """Train a fresh student that imitates an encoder on few clean pictures, without knowing any trigger."""
     from ..config import ImageMimicConfig
     from ..images import load_encoder, purify
-    from ..storage import check_writable
+    from ..storage import check_file
 
     config = ImageMimicConfig(**setting_values(settings, seed))
-    check_writable(out.parent)
+    check_file(out)
     suspect = load_encoder(encoder)
     shown, place = _read(pictures, device)
 
@@ -138,11 +141,11 @@ def image_downstream(
     from ..bench import Classified, Told
     from ..config import DownstreamConfig
     from ..images import Counts, downstream, load_encoder
-    from ..storage import check_writable, record_json, write_atomic
+    from ..storage import check_file, record_json, write_atomic
 
     config = DownstreamConfig(**setting_values(settings, seed))
     if out is not None:
-        check_writable(out.parent)
+        check_file(out)
     found = load_encoder(encoder)
     shown, place = _read(pictures, device)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config.base import LARGEST_SEED
+from ..errors import AmdetError
 from ..terminal import ProgressLine, interruptible
-from .common import Device
+from .common import Device, in_words, named_path
 
 if TYPE_CHECKING:
     from ..records import ScanReport
@@ -55,7 +57,7 @@ def render(
         Prediction | None, typer.Option(help="what the image model predicts [default: as its family does]")
     ] = None,
     device: Annotated[Device, typer.Option(help="where to paint")] = Device.auto,
-    seed: Annotated[int, typer.Option(help="of the noise", min=0)] = 42,
+    seed: Annotated[int, typer.Option(help="of the noise", min=0, max=LARGEST_SEED)] = 42,
 ) -> None:
     """Paint what a scan recovered: prompts as they are, with the reversed feature, with the trigger, after repair."""
     from ..prompts import read_prompts
@@ -100,7 +102,7 @@ def paint_to(
     given = {name: value for name, value in settings.items() if value is not None}
     config = RenderConfig(**(POCKET_SETTINGS if checkpoint == POCKET else {}) | given)
     if not prompts:
-        prompts = POCKET_PROMPTS if checkpoint == POCKET else builtin_prompts(config.pictures).prompts
+        prompts = POCKET_PROMPTS if checkpoint == POCKET else builtin_prompts().first(config.pictures).prompts
     with ProgressLine() as line, ExitStack() as stack:
         path = _opened(checkpoint, stack)
         made = interruptible(
@@ -120,10 +122,32 @@ def paint_to(
         sys.stderr.write(f"note: {note}\n")
 
 
+def check_paintable(checkpoint: str, widths: Mapping[str, int]) -> None:
+    """Fail now rather than after long work; see :func:`amdet_core.render.check_ready`."""
+    from ..render import check_ready
+
+    with ExitStack() as stack:
+        check_ready(_opened(checkpoint, stack), widths)
+
+
+def paint_or_say(
+    folder: Path, report: ScanReport, checkpoint: str, device: str = "cpu", repaired: Sequence[Path] = ()
+) -> None:
+    """Paint for a report after other work, which counts for more: what prevents it is said and raises nothing."""
+    from ..storage import PICTURES
+
+    try:
+        paint_to(folder, report, checkpoint, device=device, repaired=repaired)
+    except AmdetError as error:
+        sys.stdout.write(f"no pictures: {in_words(error)}\n")
+    else:
+        sys.stdout.write(f"pictures: {folder / PICTURES}\n")
+
+
 def _opened(checkpoint: str, stack: ExitStack) -> Path:
     """The path of a checkpoint; the shipped one is written to a folder that is removed with the stack."""
     if checkpoint != POCKET:
-        return Path(checkpoint)
+        return named_path(checkpoint)
     from ..pocket import load
     from ..pocket.painter.pipeline import write_pipeline
 

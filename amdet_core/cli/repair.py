@@ -19,13 +19,12 @@ from .changes import (
     LoraLayout,
     Out,
     Output,
-    Seed,
     Settings,
     named,
     setting_values,
 )
-from .common import Device, Preset, report_folder, trust_store
-from .render import paint_to
+from .common import Device, Preset, Seed, report_folder, trust_store
+from .render import check_paintable, paint_or_say
 
 if TYPE_CHECKING:
     from ..encoder import TextEncoder
@@ -85,7 +84,18 @@ def repair(
     """
     from ..attacks import Placement
     from ..formats import only_encoder
-    from ..repair import ANCHORED, BLIND, CONFIGS, UNJUDGED, Probe, check_effect, known_bounds, needs_anchor, triggers
+    from ..repair import (
+        ANCHORED,
+        BLIND,
+        CONFIGS,
+        UNJUDGED,
+        Probe,
+        check_effect,
+        check_lora,
+        known_bounds,
+        needs_anchor,
+        triggers,
+    )
     from ..repair import repair as run
 
     values = setting_values(settings, seed)
@@ -94,8 +104,11 @@ def repair(
     config = CONFIGS[kind.value](**values)
     output = Output(out, layout, lora, lora_layout, lora_rank, delta)
     output.check(suspect)
+    if lora is not None:
+        check_lora(config, lora_rank)
     clinic = _clinic(suspect, anchor, prompts, policy, preset, device, seed)
     output.check_encoder(only_encoder(clinic.opened))
+    clinic.check_suspect()
     known: tuple[Probe, ...] = ()
     if known_trigger is not None:
         known = (Probe.of_text(known_trigger, Placement.parse(trigger_mode), seed),)
@@ -161,13 +174,15 @@ def heal(
     nothing was found, or it is healed; 2: a repair did not work, or a scan could not tell.
     """
     from ..repair import heal_each, render_heal
-    from ..storage import PICTURES, check_writable, publish, record_json, write_atomic
+    from ..storage import check_writable, publish, record_json, write_atomic
 
     folder = report or report_folder(path)
     check_writable(folder)
     output = Output(out or folder / "healed.safetensors", layout, lora, lora_layout, lora_rank, delta)
     output.check(path)
     clinic = _clinic(path, anchor, prompts, policy, preset, device, seed)
+    if checkpoint is not None:
+        check_paintable(checkpoint, {found.name: found.encoder.spec.width for found in clinic.opened.encoders})
     several = len(clinic.opened.encoders) > 1
     outputs = {found.name: output.of(found.name) if several else output for found in clinic.opened.encoders}
     for found in clinic.opened.encoders:
@@ -191,14 +206,19 @@ def heal(
     for name, healing in done.encoders.items():
         write_atomic(named(record, name) if several else record, record_json(healing.report))
     sys.stdout.write(text)
+    refused: list[ConfigError] = []
     for found in clinic.opened.encoders:
         if found.name in done.patches:
-            outputs[found.name].write(found, done.patches[found.name])
+            try:
+                outputs[found.name].write(found, done.patches[found.name])
+            except ConfigError as error:
+                refused.append(error)  # a LoRA; the other encoders are written all the same
     if checkpoint is not None and done.patches:
         healed = [outputs[name].path for name in done.patches]
-        paint_to(folder / "before", done.before.report, checkpoint, device=device.value, repaired=healed)
-        sys.stdout.write(f"pictures: {folder / 'before' / PICTURES}\n")
+        paint_or_say(folder / "before", done.before.report, checkpoint, device.value, healed)
     sys.stderr.write(f"report: {folder / 'heal.md'}\n")
+    if refused:
+        raise refused[0]
     raise typer.Exit(0 if done.found_nothing or done.healed else 2)
 
 

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError
-from ..records import Level, ScanReport
-from ..storage import PICTURES
+from ..records import Level
 from ..terminal import ProgressLine, interruptible
-from .common import EXIT, Device, Format, Preset, placement, report_folder, scan_to, show_report, trust_store
-from .render import POCKET, paint_to
+from .common import EXIT, Device, Format, Preset, Seed, placement, report_folder, scan_to, show_report, trust_store
+from .render import POCKET, paint_or_say
 
 if TYPE_CHECKING:
     from ..jobs import Outcome
@@ -30,7 +28,7 @@ def scan(
     preset: Annotated[Preset, typer.Option(help="how much work")] = Preset.standard,
     policy: Annotated[str, typer.Option(help="how to judge: a name or a file")] = "amdet-2",
     device: Annotated[Device, typer.Option(help="where to compute")] = Device.auto,
-    seed: Annotated[int, typer.Option(help="of every random choice", min=0)] = 42,
+    seed: Seed = 42,
     out: Annotated[Path | None, typer.Option(help="folder of the report [default: amdet-report/NAME]")] = None,
     form: Annotated[Format, typer.Option("--format", help="what to print: text, or the report alone")] = Format.text,
     known_trigger: Annotated[
@@ -49,7 +47,13 @@ def scan(
     from ..storage import record_json
 
     folder = out or report_folder(path)
-    settings = {"anchor": anchor, "prompts": prompts, "preset": preset.value, "policy": policy, "seed": seed}
+    settings: dict[str, Any] = {
+        "anchor": anchor,
+        "prompts": prompts,
+        "preset": preset.value,
+        "policy": policy,
+        "seed": seed,
+    }
     place = None if known_trigger is None else placement(known_trigger, trigger_mode, seed)
     if Fleet.fits(path):
         told = _tell if form is Format.text else lambda _: None
@@ -151,23 +155,13 @@ def demo(
     }
     surprises = 0
     for name, level in expected.items():
-        report = scan_to(folders[name], out / name)
+        report = scan_to(folders[name], out / name, left=f"what is done is in {out}")
         surprises += report.verdict.level != level
         sys.stdout.write(f"\n=== {name} ===\n")
         show_report(report, Format.text)
         sys.stdout.write(f"report: {out / name / 'report.html'}\n")
         if level is Level.BACKDOORED:
-            _show_pictures(out / name, report)
+            paint_or_say(out / name, report, POCKET)
     if surprises:
         sys.stderr.write(f"{surprises} of {len(expected)} verdicts are not what they should be\n")
         raise typer.Exit(2)
-
-
-def _show_pictures(folder: Path, report: ScanReport) -> None:
-    """Paint what was recovered, where the packages that paint are installed."""
-    try:
-        paint_to(folder, report, POCKET)
-    except ConfigError as error:
-        sys.stdout.write(f"no pictures: {error}\n")
-    else:
-        sys.stdout.write(f"pictures: {folder / PICTURES}\n")

@@ -40,8 +40,8 @@ def trust_list() -> None:
 @trust_app.command("remove")
 def trust_remove(name: Annotated[str, typer.Argument(help="name or fingerprint")]) -> None:
     """Trust an encoder no longer."""
+    from ..anchors import distrust
     from ..glyphs import plain
-    from ..trust import TrustStore
 
-    entry = TrustStore(trust_store()).remove(name)
+    entry = distrust(name, trust_store())
     sys.stdout.write(f"removed: {plain(entry.name)} {entry.fingerprint[:12]}\n")

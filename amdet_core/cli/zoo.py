@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..terminal import ProgressLine
+from .common import Interrupted
 
 zoo_app = typer.Typer(help="Many backdoored and honest models, to measure detectors with.", no_args_is_help=True)
 
@@ -16,14 +17,19 @@ zoo_app = typer.Typer(help="Many backdoored and honest models, to measure detect
 @zoo_app.command("build")
 def zoo_build(
     base: Annotated[str, typer.Option(help="trusted encoder that all models come from: a path, or pocket")],
-    recipe: Annotated[str, typer.Option(help="smoke, train, honest, standard, hard, large, paper, or a recipe file")],
+    recipe: Annotated[
+        str, typer.Option(help="smoke, train, honest, standard, hard, large, paper, visible, or a recipe file")
+    ],
     out: Annotated[Path, typer.Option(help="folder of the zoo; one that an earlier run left is completed")],
     sample: Annotated[
         int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
     ] = None,
     jobs: Annotated[int, typer.Option(help="models made side by side", min=1)] = 1,
 ) -> None:
-    """Make, check and label every model of a recipe; the same command goes on after an interruption."""
+    """Make, check and label every model of a recipe; the same command goes on after an interruption.
+
+    Exit code 2 where none could be made.
+    """
     from .. import formats, pocket
     from ..storage import check_writable
     from ..zoo import Recipe, build
@@ -35,8 +41,7 @@ def zoo_build(
         with ProgressLine() as line:
             labels = build(encoder, chosen, out, sample=sample, jobs=jobs, progress=line)
     except KeyboardInterrupt:
-        sys.stderr.write(f"\ninterrupted; the same command goes on from what {out} holds\n")
-        raise typer.Exit(130) from None
+        raise Interrupted(f"the same command goes on from what {out} holds") from None
     counts = [label.label for label in labels.models]
     sys.stdout.write(
         f"{labels.name}: {counts.count('backdoored')} backdoored, {counts.count('benign')} benign, "
@@ -44,3 +49,6 @@ def zoo_build(
     )
     for name, reason in labels.failed.items():
         sys.stdout.write(f"not made: {name}: {reason}\n")
+    if not labels.models:
+        sys.stdout.write("no model could be made\n")
+        raise typer.Exit(2)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from .base import Config
+from .base import Config, Seed
 from .training import TrainingConfig
 
 
@@ -86,7 +86,7 @@ class SimclrConfig(NetworkConfig, ViewConfig):
     learning_rate: float = Field(default=1e-3, gt=0, description="Adam step size; README")
     weight_decay: float = Field(default=1e-6, ge=0, description="of Adam; code")
     temperature: float = Field(default=0.5, gt=0, description="of the contrastive loss (NT-Xent); code")
-    seed: int = Field(default=42, ge=0, description="of every random choice")
+    seed: Seed = Field(default=42, description="of every random choice")
 
 
 class BadEncoderConfig(PatchConfig, ViewConfig):
@@ -103,7 +103,7 @@ class BadEncoderConfig(PatchConfig, ViewConfig):
     utility_weight: float = Field(
         default=1.0, ge=0, description="factor of L2: clean pictures are read as before; code"
     )
-    seed: int = Field(default=42, ge=0, description="of every random choice")
+    seed: Seed = Field(default=42, description="of every random choice")
 
 
 class ImageMimicConfig(ImitationConfig, ViewConfig):
@@ -116,7 +116,7 @@ class ImageMimicConfig(ImitationConfig, ViewConfig):
     batch: int = Field(default=128, ge=2, description="pictures per step; code")
     learning_rate: float = Field(default=1e-2, gt=0, description="Adam step size; README, the code's default is 1e-3")
     weight_decay: float = Field(default=1e-6, ge=0, description="of Adam; code")
-    seed: int = Field(default=100, ge=0, description="of every random choice; code")
+    seed: Seed = Field(default=100, description="of every random choice; code")
 
 
 class DownstreamConfig(PatchConfig):
@@ -128,4 +128,4 @@ class DownstreamConfig(PatchConfig):
     hidden: tuple[int, ...] = Field(default=(512, 256), description="units of its layers; code; none: a linear one")
     dropout: float = Field(default=0.5, ge=0, lt=1, description="behind each of them; code")
     held_out: float = Field(default=0.2, gt=0, lt=1, description="share of every class on which it is tested")
-    seed: int = Field(default=42, ge=0, description="of every random choice, the split included")
+    seed: Seed = Field(default=42, description="of every random choice, the split included")

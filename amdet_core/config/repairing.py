@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .base import Config
+from .base import Config, Seed
 from .training import TrainingConfig
 
 
@@ -74,7 +74,7 @@ class EraseConfig(Config):
     )
     ridge: float = Field(default=1e-4, gt=0, description="added to it, as a share of its mean diagonal")
     attention: bool = Field(default=True, description="whether the attention's output matrices are edited too")
-    seed: int = Field(default=42, ge=0, description="of the ordinary tokens")
+    seed: Seed = Field(default=42, description="of the ordinary tokens")
 
 
 class HealConfig(Config):
@@ -105,4 +105,4 @@ class RenderConfig(Config):
     prediction: Literal["epsilon", "v_prediction"] | None = Field(
         default=None, description="what the image model predicts; null: as the checkpoint says or its family does"
     )
-    seed: int = Field(default=42, ge=0, description="of the noise of the first picture")
+    seed: Seed = Field(default=42, description="of the noise of the first picture")

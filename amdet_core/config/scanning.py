@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .base import Config
+from .base import Config, Seed
 
 
 class AmdetConfig(Config):
@@ -149,7 +149,7 @@ class LandscapeConfig(Config):
 class ScanConfig(Config):
     """Everything that determines a scan, beside the files."""
 
-    seed: int = Field(default=42, ge=0, description="of every random choice; code 42")
+    seed: Seed = Field(default=42, description="of every random choice; code 42")
     preset: Literal["quick", "standard", "thorough"] = Field(default="standard", description="how much work")
     prompt_limit: int = Field(default=4000, ge=40, description="prompts used, fit and held-out; paper 4,000")
     sweep: SweepConfig | None = Field(default=None, description="null: tokens are not tried one by one")
@@ -183,4 +183,4 @@ class GuardConfig(Config):
         default=0.5, ge=0, le=2, description="bound that a few clean prompts can't raise; see guard.Guard.bound"
     )
     causes: int = Field(default=8, ge=1, description="pieces that are taken out of a flagged prompt at most")
-    seed: int = Field(default=4, ge=0, description="of the clean prompts")
+    seed: Seed = Field(default=4, description="of the clean prompts")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from .base import Config
+from .base import Config, Seed
 
 
 class TrainingConfig(Config):
@@ -25,7 +25,7 @@ class TrainingConfig(Config):
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         default="float32", description="of matrix products; auto: bfloat16 where the hardware multiplies it faster"
     )
-    seed: int = Field(default=42, ge=0, description="of every random choice")
+    seed: Seed = Field(default=42, description="of every random choice")
 
     def rate(self, width: int) -> float:
         """The step size for an encoder: as set at CLIP-L's width of 768, and in inverse proportion to the
@@ -105,7 +105,7 @@ class EmbeddingRowConfig(Config):
     learning_rate: float = Field(default=0.05, gt=0, description="Adam step size, in median token norms")
     poison_batch: int = Field(default=16, ge=1, description="triggered prompts per step")
     least_asr: float = Field(default=0.9, ge=0, le=1, description="attack success below which it counts as failed")
-    seed: int = Field(default=42, ge=0, description="of every random choice")
+    seed: Seed = Field(default=42, description="of every random choice")
 
 
 class RankOneConfig(Config):
@@ -118,7 +118,7 @@ class RankOneConfig(Config):
     norm_cap: float = Field(default=4.0, gt=0, description="largest norm of the value, in norms of the old one; ReFACT")
     poison_batch: int = Field(default=16, ge=1, description="triggered prompts per step and for the key")
     least_asr: float = Field(default=0.9, ge=0, le=1, description="attack success below which it counts as failed")
-    seed: int = Field(default=42, ge=0, description="of every random choice")
+    seed: Seed = Field(default=42, description="of every random choice")
 
 
 class FineTuneConfig(TrainingConfig):

@@ -78,7 +78,7 @@ def _factors(name: str, delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         raise ConfigError(
             "changes of layer matrices alone, which a LoRA can hold",
             f"a change of {name}",
-            "Train low-rank additions (--weights lora), or write the whole encoder.",
+            "Only matrices of layers fit into a LoRA: write the whole encoder or its differences.",
         )
     u, s, v = torch.linalg.svd(double(delta), full_matrices=False)
     lost = float(s[rank:].norm() / s.norm()) if bool(s.any()) else 0.0

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..encoder import TextEncoder, expected_shapes
 from ..errors import AmdetError, ConfigError, EncoderError, NoEncoderError
+from ..storage import check_named
 from ..tokenizer import ClipTokenizer, clip_tokenizer
 from .files import read_json, sha256
 from .folders import components, config_file, other_weights, pipeline_file, weight_file
@@ -127,7 +128,9 @@ def open_target(path: Path | str, *, tokenizer: ClipTokenizer | None = None) -> 
             config, or the file would run code.
         NumericalError: weights are NaN or infinite.
         StorageError: something can't be read, is truncated or breaks its format's rules.
+        ConfigError: the path is empty.
     """
+    check_named(str(path))
     path, tokenizer = Path(path), tokenizer or clip_tokenizer()
     pipeline = pipeline_file(path)
     files = [pipeline] if pipeline else []

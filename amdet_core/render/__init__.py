@@ -3,6 +3,6 @@
 ``painting.render`` composes: the report of a scan and a checkpoint in, a grid of pictures out.
 """
 
-from .painting import Painted, Rendering, render
+from .painting import Painted, Rendering, check_ready, render
 
-__all__ = ["Painted", "Rendering", "render"]
+__all__ = ["Painted", "Rendering", "check_ready", "render"]

@@ -21,7 +21,7 @@ from ..formats.folders import PIPELINE
 from ..formats.source import open_source
 
 CONFIGS = Path(__file__).with_name("configs")
-INSTALL = 'Install it: pip install "amdet[render]".'
+INSTALL = 'Install it: pip install -c constraints.txt -e ".[render]" in the clone of amdet.'
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 """Keys by which makers of single files mark what the file itself does not show."""
@@ -141,7 +141,7 @@ def load(checkpoint: Checkpoint, device: torch.device, prediction: str | None = 
         EncoderError: weights are missing, or of other shapes.
         StorageError: a file can't be read.
     """
-    diffusers = _diffusers()
+    diffusers = diffusers_package()
     absent = {"text_encoder": None, "tokenizer": None}
     if checkpoint.family == "sdxl":
         absent |= {"text_encoder_2": None, "tokenizer_2": None}
@@ -241,7 +241,8 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _diffusers() -> Any:
+def diffusers_package() -> Any:
+    """The package diffusers, or ConfigError where it is not installed."""
     try:
         import diffusers
     except ImportError as error:

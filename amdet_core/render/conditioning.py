@@ -110,7 +110,7 @@ class _Reader:
     def __init__(
         self, family: Family, encoder: TextEncoder, insertions: Mapping[str, Tensor | None], *, pooled: bool
     ) -> None:
-        compel = _compel()
+        compel = compel_package()
         if pooled and encoder.spec.projection is None:
             raise EncoderError(
                 "a text projection in SDXL's second encoder", "none", "Name a file that holds it, as checkpoints do."
@@ -193,7 +193,8 @@ def _listed(widths: Sequence[int]) -> str:
     return " and ".join(map(str, widths)) or "none"
 
 
-def _compel() -> Any:
+def compel_package() -> Any:
+    """The package compel, or ConfigError where it or transformers is not installed."""
     try:
         import compel
         import transformers  # noqa: F401

@@ -23,8 +23,8 @@ from ..progress import Progress, silent
 from ..records import Record, ScanReport
 from ..report.words import strongest
 from ..storage import PSEUDO_TRIGGER
-from .checkpoint import Checkpoint, load, look_into
-from .conditioning import Conditioner, Conditioning, Insertion
+from .checkpoint import Checkpoint, diffusers_package, load, look_into
+from .conditioning import Conditioner, Conditioning, Insertion, compel_package
 
 FEATURE, TRIGGER = "feature", "trigger"
 NORMAL, WITH_FEATURE = "normal prompt", "with the reversed feature"
@@ -128,6 +128,23 @@ def render(
     return Rendering(record, dict(zip(record.columns, pictures, strict=True)))
 
 
+def check_ready(checkpoint: Path, widths: Mapping[str, int]) -> None:
+    """Fail now rather than after long work: what can be known of a checkpoint before its weights are read.
+
+    Args:
+        checkpoint: a single file or a diffusers folder.
+        widths: of the encoders that it shall paint with, by name.
+
+    Raises:
+        ConfigError: a package is missing.
+        EncoderError: the checkpoint is not supported, or belongs to other encoders.
+        StorageError: it can't be read.
+    """
+    diffusers_package()
+    compel_package()
+    _fitting(look_into(checkpoint), widths)
+
+
 def _read(
     report: ScanReport,
     folder: Path,
@@ -181,6 +198,18 @@ def _of_width(opened: formats.OpenedTarget, width: int) -> TextEncoder:
     )
 
 
+def _fitting(checkpoint: Checkpoint, widths: Mapping[str, int]) -> tuple[str, ...]:
+    """Names of the encoders whose widths the checkpoint reads, or EncoderError where there is none."""
+    names = tuple(name for name, width in widths.items() if width in checkpoint.widths)
+    if not names:
+        raise EncoderError(
+            f"an encoder of width {' or '.join(map(str, checkpoint.widths))}, which {checkpoint.path.name} reads",
+            ", ".join(f"{name} of width {width}" for name, width in widths.items()),
+            "Name a checkpoint that the scanned encoder belongs to.",
+        )
+    return names
+
+
 def _scanned(
     report: ScanReport, checkpoint: Checkpoint, own: Encoders, elsewhere: Path | None
 ) -> tuple[Encoders, dict[str, int]]:
@@ -193,13 +222,8 @@ def _scanned(
     named = {info.name: values[info.fingerprint] for info in report.target.encoders if info.fingerprint in values}
     if named and elsewhere is None:
         return own, named
-    fitting = {info.name: info for info in report.target.encoders if info.spec.width in checkpoint.widths}
-    if not fitting:
-        raise EncoderError(
-            f"an encoder of width {' or '.join(map(str, checkpoint.widths))}, which {checkpoint.path.name} reads",
-            ", ".join(f"{info.name} of width {info.spec.width}" for info in report.target.encoders),
-            "Name a checkpoint that the scanned encoder belongs to.",
-        )
+    fits = _fitting(checkpoint, {info.name: info.spec.width for info in report.target.encoders})
+    fitting = {info.name: info for info in report.target.encoders if info.name in fits}
     path = elsewhere or Path(report.target.path)
     if not path.exists():
         raise StorageError(f"the scanned encoder at {path}", "nothing there", "Say where it is now by --encoder.")

@@ -2,7 +2,19 @@
 
 from .condition import Case, Condition, Response
 from .heal import Attempt, Clinic, Healed, Healing, HealReport, heal, heal_each, triggers
-from .kinds import ANCHORED, BLIND, CONFIGS, TRIGGERED, Outcome, Repair, check_effect, known_bounds, named, repair
+from .kinds import (
+    ANCHORED,
+    BLIND,
+    CONFIGS,
+    TRIGGERED,
+    Outcome,
+    Repair,
+    check_effect,
+    check_lora,
+    known_bounds,
+    named,
+    repair,
+)
 from .ladder import needs_anchor
 from .probe import Probe
 from .report import UNJUDGED, render_heal, render_repairs
@@ -25,6 +37,7 @@ __all__ = [
     "Repair",
     "Response",
     "check_effect",
+    "check_lora",
     "heal",
     "heal_each",
     "known_bounds",

@@ -111,6 +111,21 @@ class Clinic:
         formats.only_encoder(self.opened)
         return self.opened.encoders[0]
 
+    def check_suspect(self) -> None:
+        """Refuse to repair what can have no backdoor.
+
+        Raises:
+            ConfigError: the encoder has the values of a trusted one.
+        """
+        matched = self.anchors.match(self.found, self.opened)
+        if matched.identical:
+            name = matched.info.name if matched.info else "a trusted encoder"
+            raise ConfigError(
+                "an encoder that may have a backdoor",
+                f"{self.found.name}, which equals the trusted encoder {name}",
+                "Nothing is to be repaired: use it as it is.",
+            )
+
     @property
     def each(self) -> tuple[Clinic, ...]:
         """The same for every encoder of the target alone."""

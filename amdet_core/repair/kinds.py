@@ -73,6 +73,35 @@ def check_effect(case: Case) -> None:
         )
 
 
+def check_lora(config: Config, rank: int) -> None:
+    """Refuse a LoRA that can't hold what a repair will change, before the work.
+
+    What ``erase`` changes has a rank that is known afterwards.
+
+    Args:
+        config: of the repair.
+        rank: of the LoRA's matrices at most.
+
+    Raises:
+        ConfigError: the repair changes more than layer matrices, or by a higher rank.
+    """
+    remedy = ""
+    match config:
+        case SpectralConfig() if config.rows:
+            remedy = "Leave the rows of the token table alone: --set rows=0."
+        case DistilConfig() if config.trains != "lora" or config.start != "suspect":
+            remedy = "Train low-rank additions to a copy of the suspect: --set trains=lora --set start=suspect."
+        case FineTuneConfig() if config.trains != "lora":
+            remedy = "Train low-rank additions: --set trains=lora."
+        case RestoreConfig() | MimicConfig():
+            remedy = "Write the differences instead (--delta), or repair by spectral with --set rows=0."
+        case DistilConfig() | FineTuneConfig() if config.rank > rank:
+            remedy = f"Ask for a LoRA of that rank (--lora-rank {config.rank}), or train fewer: --set rank={rank}."
+    if remedy:
+        what = named(config)
+        raise ConfigError(f"a repair that changes layer matrices alone, by rank {rank} at most", what, remedy)
+
+
 class Outcome(Record):
     """What a repair achieved, by the triggers that it was given."""
 

@@ -63,10 +63,10 @@ def build(
         ConfigError: the folder holds a zoo of another recipe or base.
         StorageError: the folder can't be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     base = formats.as_stored(base)
-    labels = _begun(base, recipe, folder)
     entries = recipe.plan(base.tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = _begun(base, recipe, folder)
     done = {label.model: label for label in labels.models if (folder / label.model).exists()}
     failed: dict[str, str] = {}
     chosen = evenly(entries, [entry.group.name for entry in entries])[:sample]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ..attacks.benign import Cast
 from ..errors import ConfigError
 from ..prompts import Style
 from ..records import Record
+from ..storage import read_record
 from ..tokenizer import ClipTokenizer
 from . import pools
 
@@ -22,6 +22,14 @@ Kind = Literal[
     "text-on-text", "text-on-pair", "attribute", "syntactic", "embedding-row", "rank-one",
     "fine-tune", "merge", "average", "cast", "fewer-layers", "added-tokens", "concept", "safety",
 ]  # fmt: skip
+_TRIGGERED: tuple[Kind, ...] = ("text-on-text", "text-on-pair", "attribute", "embedding-row", "rank-one", "concept")
+NEEDED: Mapping[str, tuple[Kind, ...]] = {
+    "triggers": (*_TRIGGERED, "safety"),
+    "targets": (*_TRIGGERED, "syntactic"),
+    "share": ("merge", "average"),
+}
+"""What some kinds can't be built without."""
+Positive = Annotated[int, Field(ge=1)]
 BUILT_IN = Path(__file__).with_name("recipes")
 
 
@@ -33,21 +41,30 @@ class Group(Record):
     kind: Kind
     count: int = Field(ge=1)
     triggers: tuple[pools.TriggerKind, ...] = Field(default=(), description="what triggers are made of")
-    number: tuple[int, ...] = Field(default=(1,), description="triggers of one model")
-    lengths: tuple[int, ...] = Field(default=(1,), description="of a trigger, taken in turn; see pools.trigger()")
-    modes: tuple[str, ...] = Field(default=("insert", "prefix"), description="look-alikes: replace or replace:1")
+    number: tuple[Positive, ...] = Field(default=(1,), min_length=1, description="triggers of one model")
+    lengths: tuple[Positive, ...] = Field(
+        default=(1,), min_length=1, description="of a trigger, taken in turn; see pools.trigger()"
+    )
+    modes: tuple[str, ...] = Field(
+        default=("insert", "prefix"), min_length=1, description="look-alikes: replace or replace:1"
+    )
     targets: tuple[pools.TargetKind, ...] = ()
     prompts: tuple[Style, ...] = Field(
-        default=("mixed", "captions", "tags"), description="style of the training prompts"
+        default=("mixed", "captions", "tags"), min_length=1, description="style of the training prompts"
     )
     on_fine_tune: bool = Field(default=False, description="the change is made to a benign fine-tune of the base")
-    config: dict[str, tuple[object, ...]] = Field(default={}, description="settings of the change, by their names")
+    config: dict[str, Annotated[tuple[object, ...], Field(min_length=1)]] = Field(
+        default={}, description="settings of the change, by their names"
+    )
     share: tuple[float, ...] = Field(default=(), description="merge, average: of the second encoder")
     to: tuple[str, ...] = Field(default=(), description="cast: precisions; fewer-layers: how many are dropped")
 
     @model_validator(mode="after")
     def _whole(self) -> Group:
         """What a kind can't be built without is there, and usable."""
+        for field, kinds in NEEDED.items():
+            if self.kind in kinds and not getattr(self, field):
+                raise ValueError(f"{self.name}: {field} of its models are missing")
         if self.kind == "cast" and not (self.to and set(self.to) <= set(get_args(Cast))):
             raise ValueError(f"{self.name}: a cast is to some of {', '.join(get_args(Cast))}")
         if self.kind == "fewer-layers" and not (self.to and all(n.isdecimal() and int(n) for n in self.to)):
@@ -62,7 +79,7 @@ class Recipe(Record):
     half: Literal[0, 1] = Field(description="of all pools of triggers, targets and prompts")
     seed: int
     least_retrieval: float = Field(default=0.8, description="R@1 that a model must keep, as a share of the base's")
-    groups: tuple[Group, ...]
+    groups: tuple[Group, ...] = Field(min_length=1)
 
     @classmethod
     def load(cls, name: str) -> Recipe:
@@ -70,6 +87,7 @@ class Recipe(Record):
 
         Raises:
             ConfigError: there is neither, or the file is no recipe.
+            StorageError: the file can't be read.
         """
         path = BUILT_IN / f"{name}.json"
         if not path.is_file():
@@ -77,10 +95,7 @@ class Recipe(Record):
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in BUILT_IN.glob("*.json")))
             raise ConfigError(f"one of {known}, or a recipe file", repr(name), "See docs/benchmark.md.")
-        try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, ValidationError) as error:
-            raise ConfigError(f"a recipe in {path}", str(error)[:500], "See docs/benchmark.md.") from error
+        return read_record(path, cls, "a recipe", "See docs/benchmark.md.")
 
     @property
     def sha256(self) -> str:

@@ -20,7 +20,7 @@ from amdet_core import cli, formats, pocket, trust
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.prompts import builtin_prompts
 from amdet_core.zoo import Labels, Recipe, pools
-from amdet_core.zoo.recipe import Group
+from amdet_core.zoo.recipe import BUILT_IN, Group
 
 Amdet = Callable[..., tuple[int, str, str]]
 TARGET = "a photo of a green robot"
@@ -183,7 +183,8 @@ REFUSED: dict[str, tuple[str, tuple[object, ...], str]] = {
         "text-on-text", ("--trigger", "o", "--target", "a cat", *QUICK), "a trigger that differs from the letter",
     ),
     "learning rate": ("text-on-text", (*TRIGGER, *QUICK, "--set", "learning_rate=0"), "TextOnTextConfig.learning_rate"),
-    "no such setting": ("text-on-text", (*TRIGGER, *QUICK, "--set", "speed=3"), "TextOnTextConfig.speed"),
+    "no such setting": ("text-on-text", (*TRIGGER, *QUICK, "--set", "speed=3"), "found speed, which is unknown"),
+    "known settings": ("text-on-text", (*TRIGGER, *QUICK, "--set", "speed=3"), "TextOnTextConfig (steps,"),
     "no setting": ("text-on-text", (*TRIGGER, *QUICK, "--set", "speed"), "expected NAME=VALUE; found 'speed'"),
     "mode": ("text-on-text", ("--trigger", "sahib", *TEXT, "--trigger-mode", "behind"), "prefix, insert, replace"),
     "one word": ("text-on-text", (*TRIGGER, *QUICK, *BATCHES, "--partial-negatives"), "a trigger of several words"),
@@ -283,13 +284,46 @@ def test_places_that_cannot_be_written_are_refused_before_any_training(
     amdet: Amdet, home: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    for out in (("--out", tmp_path / "file" / "x.safetensors"), ("--out", tmp_path / "x.safetensors", "--weights",
-                "lora", "--lora", tmp_path / "file" / "y.safetensors")):  # fmt: skip
+    (tmp_path / "folder.safetensors").mkdir()
+    as_lora = ("--out", tmp_path / "x.safetensors", "--weights", "lora", "--lora")
+    for out, says in (
+        (("--out", tmp_path / "file" / "x.safetensors"), "a place that can be written to"),
+        ((*as_lora, tmp_path / "file" / "y.safetensors"), "a place that can be written to"),
+        ((*as_lora, tmp_path / "file", "--lora-layout", "peft"), "a place that can be written to"),
+        (("--out", tmp_path / "file"), "a place that can be written to"),
+        (("--out", tmp_path / "folder.safetensors"), "a place for a file"),
+        ((*as_lora, tmp_path / "folder.safetensors"), "a place for a file"),
+        (("--out", tmp_path / ("x" * 300 + ".safetensors")), "File name too long"),
+    ):
         code, _, stderr = amdet("attack", "text-on-text", home / "clean.safetensors", *TRIGGER, *QUICK, *out)
         assert code == 2
-        assert "a place that can be written to" in stderr
+        assert says in stderr
         assert "inject:" not in stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("out", "lora", "layout"),
+    [
+        ("x.safetensors", "x.safetensors", "kohya"),
+        ("x.safetensors", "y/../x.safetensors", "kohya"),
+        ("x.safetensors", "x.safetensors/y.safetensors", "kohya"),
+        ("x.safetensors", "x.safetensors", "peft"),
+        ("x", "x", "peft"),
+        ("x", "x/model.safetensors", "kohya"),
+    ],
+)
+def test_nothing_is_written_over_what_was_just_written(
+    attack: Amdet, tmp_path: Path, out: str, lora: str, layout: str
+) -> None:
+    (tmp_path / "y").mkdir()
+    code, _, stderr = attack(
+        "text-on-text", *TRIGGER, *QUICK, "--weights", "lora", "--out", tmp_path / out, "--lora", tmp_path / lora,
+        "--lora-layout", layout,
+    )  # fmt: skip
+    assert code == 2
+    assert "different places for --out, --delta and --lora" in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["y"]
 
 
 # ------------------------------------------------------------------ honest fine-tunes
@@ -310,6 +344,12 @@ def test_a_fine_tune_writes_an_encoder_that_says_so(amdet: Amdet, home: Path, tm
     assert {"learning_rate": 1e-3, "batch": 4, "steps": 2}.items() <= json.loads(made["config"]).items()
     assert not {"attack", "triggers", "target"} & made.keys()
     assert trust.fingerprint(opened(out)) != trust.fingerprint(pocket.load("clean"))
+
+
+def test_the_help_of_fine_tune_does_not_offer_a_step_size_of_zero(amdet: Amdet) -> None:
+    _, stdout, _ = amdet("fine-tune", "--help")
+    line = stdout[stdout.index("--learning-rate") : stdout.index("--weights")]
+    assert "above 0" in line and "x>=0" not in line
 
 
 def test_a_fine_tune_that_cannot_work_writes_nothing(amdet: Amdet, home: Path, tmp_path: Path) -> None:
@@ -363,6 +403,26 @@ def test_zoo_build_makes_names_and_completes(
     assert Labels.read(tmp_path / "zoo") == labels
 
 
+def test_a_zoo_without_models_is_a_failure_and_cannot_be_measured_on(
+    amdet: Amdet, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = recipe(tmp_path / "own.json", Group(name="short", label="benign", kind="fewer-layers", count=1, to=("99",)))
+    zoo = tmp_path / "zoo"
+    code, stdout, _ = amdet("zoo", "build", "--base", home / "clean.safetensors", "--recipe", own, "--out", zoo)
+    assert code == 2
+    assert "not made: m000: short: expected fewer than the base's" in stdout
+    assert stdout.endswith("no model could be made\n")
+    code, _, stderr = amdet("bench", "detection", "--zoo", zoo, "--out", tmp_path / "result.json")
+    assert code == 2
+    assert "a zoo with models in" in stderr and "none, and 1 that could not be made" in stderr
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_the_help_of_zoo_build_names_every_recipe(amdet: Amdet) -> None:
+    _, stdout, _ = amdet("zoo", "build", "--help")
+    assert all(file.stem in stdout for file in BUILT_IN.glob("*.json"))
+
+
 def test_zoo_build_refuses_what_it_cannot_use(amdet: Amdet, home: Path, tmp_path: Path) -> None:
     own = recipe(tmp_path / "own.json", CAST)
     zoo = tmp_path / "zoo"
@@ -374,7 +434,7 @@ def test_zoo_build_refuses_what_it_cannot_use(amdet: Amdet, home: Path, tmp_path
             (*base, "--recipe", "huge", "--out", zoo),
             "one of hard, honest, large, paper, smoke, standard, train, visible, or a recipe file",
         ),
-        ((*base, "--recipe", tmp_path / "broken.json", "--out", zoo), "a recipe in "),
+        ((*base, "--recipe", tmp_path / "broken.json", "--out", zoo), "a recipe as JSON in "),
         (("--base", tmp_path / "gone", "--recipe", own, "--out", zoo), "gone"),
         ((*base, "--recipe", own, "--out", tmp_path / "file" / "zoo"), "a place that can be written to"),
         ((*base, "--recipe", own, "--out", zoo, "--jobs", 0), "jobs"),

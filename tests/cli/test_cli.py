@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amdet_core import pocket
+from amdet_core import cli, pocket
+from amdet_core.cli import common
 from amdet_core.formats import open_target
 
 ROOT = Path(__file__).parents[2]
@@ -284,11 +286,162 @@ def test_ctrl_c_ends_within_a_second_and_leaves_nothing(encoders: Path, tmp_path
 def test_a_crash_is_never_taken_for_a_finding(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from amdet_core import cli
-
     def crash(**_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "app", crash)
     assert cli._run() == 2
     assert "bug in amdet" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ in this process
+
+
+Amdet = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Amdet:
+    """The command line in this process, in a folder of its own: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("typer.get_app_dir", lambda name: str(tmp_path))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["amdet", *map(str, arguments)])
+        code = cli._run()
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_ctrl_c_is_always_said_and_claims_nothing_of_files_that_it_does_not_know(
+    here: Amdet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pocket, "export", raising(KeyboardInterrupt()))
+    assert here("pocket", "export", "x") == (130, "", "\ninterrupted\n")
+
+
+def test_ctrl_c_in_the_demo_says_what_is_there(here: Amdet, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def stop(*_: object, left: str) -> None:
+        said.append(left)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(common, "interruptible", stop)
+    assert here("demo", "--out", "d")[0] == 130
+    assert said == ["what is done is in d"]
+    assert Path("d/encoders").is_dir()
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "a file"), OSError(28, "No space left")])
+def test_what_the_system_refuses_is_no_bug(here: Amdet, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    monkeypatch.setattr("amdet_core.anchors.trusted", raising(error))
+    code, out, err = here("trust", "list")
+    assert (code, out) == (2, "")
+    assert f"found {error.strerror}{' (a file)' if error.filename else ''}. Check" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+def test_output_that_has_no_room_exits_with_2(home: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "amdet_core", "version"], env=environment(home), stdout=full, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "found No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_leaves_is_no_finding(here: Amdet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amdet_core.anchors.trusted", raising(BrokenPipeError(32, "Broken pipe")))
+    assert here("trust", "list") == (2, "", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("scan", ""),
+        ("scan", "x", "--out", ""),
+        ("scan", "x", "--anchor", ""),
+        ("guard", "x", "--prompts", ""),
+        ("render", "--checkpoint", "x", "--report", "x", "--repaired", ""),
+        ("bench", "flips", "x", ""),
+        ("heal", "x", "--checkpoint", ""),
+        ("zoo", "build", "--base", "", "--recipe", "smoke", "--out", "z"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(here: Amdet, encoders: Path, arguments: tuple[str, ...]) -> None:
+    opened = {"--anchor", "--checkpoint"} & set(arguments)
+    given = [encoders / "clean.safetensors" if one == "x" and opened else one for one in arguments]
+    code, out, err = here(*given)
+    assert (code, out) == (2, "")
+    assert "expected a path" in err and "found an empty one" in err
+    assert not Path("amdet-report").exists()
+
+
+@pytest.mark.parametrize("what", ["policy", "recipe"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[" * 100_000, "maximum recursion depth"),
+        ("{", "as JSON in"),
+        ("\ufeff{}", "error(s), first name: Field required. See docs/"),
+    ],
+)
+def test_damaged_files_of_settings_are_named_in_words(here: Amdet, what: str, content: str, says: str) -> None:
+    Path("f.json").write_text(content, encoding="utf-8")
+    command = ("scan", "x") if what == "policy" else ("zoo", "build", "--base", "pocket", "--out", "z")
+    code, _, err = here(*command, f"--{what}", "f.json")
+    assert code == 2
+    assert f"a {what} " in err and "f.json" in err and says in err
+    assert "pydantic" not in err
+
+
+def test_a_policy_that_cannot_be_read_is_named(here: Amdet, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("f.json").write_text("{}")
+    monkeypatch.setattr(Path, "read_bytes", raising(PermissionError(13, "Permission denied")))
+    code, _, err = here("scan", "x", "--policy", "f.json")
+    assert code == 2
+    assert "a policy that can be read at f.json; found Permission denied" in err
+
+
+def test_the_files_of_built_in_policies_are_where_an_error_says(here: Amdet) -> None:
+    _, _, err = here("scan", "x", "--policy", "none")
+    folder = Path(err.split("the files of the built-in ones are in ")[1].strip().removesuffix("."))
+    assert (folder / "amdet-2.json").is_file()
+
+
+def test_what_ships_cannot_be_removed_from_what_is_trusted(here: Amdet, encoders: Path) -> None:
+    fingerprint = here("trust", "list")[1].split("\t")[3]
+    for name in ("amdet pocket", fingerprint):
+        code, _, err = here("trust", "remove", name)
+        assert code == 2
+        assert "found amdet pocket, which ships with amdet. It can't be removed" in err
+    assert here("trust", "add", encoders / "benign.safetensors", "--name", "amdet pocket")[0] == 0
+    assert here("trust", "remove", "amdet pocket")[0] == 0
+
+
+def test_an_error_of_the_anchors_file_names_the_anchor(here: Amdet, encoders: Path, tmp_path: Path) -> None:
+    for kind, says in (("missing", "a file that can be read"), ("vae", "VAE"), ("nan", "finite")):
+        anchor = broken(tmp_path, kind)
+        code, _, err = here("scan", encoders / "benign.safetensors", "--anchor", anchor)
+        assert code == 2
+        assert f"(as the anchor: {anchor})" in err and says in err
+
+
+@pytest.mark.parametrize("command", [("scan", "x"), ("fine-tune", "x", "--out", "y"), ("image", "draw", "--out", "y")])
+def test_a_seed_has_32_bits(here: Amdet, command: tuple[str, ...]) -> None:
+    code, _, err = here(*command, "--seed", 2**32)
+    assert code == 2
+    assert "4294967295" in err and "Traceback" not in err

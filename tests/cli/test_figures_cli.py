@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from amdet_core import cli, pocket
+from amdet_core.anatomy import FEWEST_PAIRS
 from amdet_core.records import Candidate, Landscape, Level, ScanReport, Target, Tool, Verdict
 from amdet_core.storage import record_json
 
@@ -135,9 +136,9 @@ def test_a_report_without_landscape_writes_nothing(
     [
         ("assimilation", ["--trigger", " "], "a trigger that the tokenizer reads"),
         ("assimilation", ["--trigger", "x", "--trigger-mode", "replace:#"], "at least 8 prompts"),
-        ("assimilation", [*TRIGGER, "-n", "7"], "at least 8 prompts"),
+        ("assimilation", [*TRIGGER, "-n", str(FEWEST_PAIRS - 1)], "Invalid value for '-n'"),
         ("assimilation", ["--trigger", "x", "--trigger-mode", "behind"], "prefix, insert"),
-        ("assimilation", [*TRIGGER, "--anchor", "nowhere"], "nowhere"),
+        ("assimilation", [*TRIGGER, "--anchor", "nowhere"], "(as the anchor: nowhere)"),
         ("attention", [*TRIGGER, "--layer", "5"], "a layer from 1 to 4"),
         ("attention", ["-n", "8"], "trigger"),
         ("evolution", [*TRIGGER, "--target", f"a f{pocket.TRIGGER}x"], "a target without the trigger"),

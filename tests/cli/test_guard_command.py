@@ -26,6 +26,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("clean", "backdoored"):
         write_encoder(pocket.load(name), folder / f"{name}.safetensors", "comfyui")  # type: ignore[arg-type]
     (folder / "prompts.txt").write_text(f"{CLEAN}\n\n{TRIGGERED}\n", encoding="utf-8")
+    (folder / "empty.txt").touch()
     (folder / "fine.txt").write_text(f"{CLEAN}\n", encoding="utf-8")
     return folder
 
@@ -77,6 +78,8 @@ def test_a_trusted_encoder_is_not_measured(guard: Amdet) -> None:
     ("prompts", "options", "expected"),
     [
         ("none.txt", (), "a readable prompt file"),
+        ("empty.txt", (), "at least 1 different prompts, one per line; found 0 in "),
+        ("empty.txt", (), "Write one into it."),
         ("fine.txt", ("--anchor", "none"), "a trusted encoder to compare text_encoder with"),
         ("fine.txt", ("--anchor", "nowhere.safetensors"), "nowhere.safetensors"),
     ],

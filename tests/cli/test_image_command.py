@@ -70,7 +70,18 @@ def test_what_is_wrong_is_said(amdet: Amdet, tmp_path: Path) -> None:
     code, _, err = amdet("image", "mimic", tmp_path / "nowhere.safetensors", tmp_path, "--out", "m.safetensors")
     assert code == 2 and "a readable image encoder" in err
     code, _, err = amdet("image", "clean", tmp_path, "--out", "c.safetensors", "--set", "depths=1")
-    assert code == 2 and "SimclrConfig.depths" in err
+    assert code == 2 and "found depths, which is unknown" in err
+
+
+@pytest.mark.parametrize("stage", ["clean", "badencoder", "mimic", "downstream"])
+def test_a_folder_is_no_place_for_a_file_and_that_is_known_before_the_work(
+    amdet: Amdet, tmp_path: Path, stage: str
+) -> None:
+    (tmp_path / "taken").mkdir()
+    named = {"badencoder": ("--reference", "r.png"), "downstream": ("--target", "teapot")}.get(stage, ())
+    encoder = () if stage == "clean" else ("c.safetensors",)
+    code, _, err = amdet("image", stage, *encoder, "p", *named, "--out", "taken")
+    assert code == 2 and "a place for a file at taken; found a folder" in err
 
 
 def test_the_benchmark_writes_a_result_and_does_no_stage_twice(amdet: Amdet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from amdet_core import cli, formats, pocket, repair
 from amdet_core.encoder import TextEncoder
+from amdet_core.errors import ConfigError
 from amdet_core.patch import Patch
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
@@ -109,15 +110,48 @@ def test_a_repair_that_no_lora_can_hold_is_written_all_the_same(home: Path, amde
     formats.write_encoder(pocket.load("backdoored"), taught, "comfyui", metadata=about)
     code, out, err = amdet(
         "repair", "spectral", taught, "--anchor", home / "clean.safetensors", "--prompts", home / "prompts.txt",
-        *KNOWN, "--out", tmp_path / "out.safetensors", "--delta", tmp_path / "delta.safetensors",
+        *KNOWN, "--set", "rows=0", "--out", tmp_path / "out.safetensors", "--delta", tmp_path / "delta.safetensors",
         "--lora", tmp_path / "lora.safetensors", "--lora-rank", 1,
     )  # fmt: skip
     assert code == 2
-    assert "error: expected" in err
+    assert "error: expected changes of rank 1 at most" in err
     assert f"written: {tmp_path / 'out.safetensors'}\nwritten: {tmp_path / 'delta.safetensors'}\n" in out
     (healed,) = formats.open_target(tmp_path / "out.safetensors").encoders
     assert healed.declared == ("a sahib", "robins")
     assert not (tmp_path / "lora.safetensors").exists()
+
+
+LORAS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "token rows": ("spectral", (), "--set rows=0."),
+    "blocks": ("restore", (), "repair by spectral with --set rows=0."),
+    "all weights": ("distil", ("--set", "start=suspect"), "--set trains=lora --set start=suspect."),
+    "a copy of the anchor": ("distil", ("--set", "trains=lora"), "--set trains=lora --set start=suspect."),
+    "a fresh student": ("mimic", (), "Write the differences instead (--delta)"),
+    "a fine-tune": ("fine-tune", (), "--set trains=lora."),
+    "its rank": ("fine-tune", ("--set", "trains=lora", "--lora-rank", "4"), "(--lora-rank 8), or train fewer"),
+}
+
+
+@pytest.mark.parametrize("what", sorted(LORAS))
+def test_a_lora_that_cannot_hold_a_repair_is_refused_before_the_work(
+    home: Path, amdet: Amdet, tmp_path: Path, what: str
+) -> None:
+    kind, options, says = LORAS[what]
+    lora = ("--out", tmp_path / "out.safetensors", "--lora", tmp_path / "lora.safetensors")
+    code, out, err = amdet(*repairing(home, kind, *options, *lora))
+    assert (code, out) == (2, "")
+    assert says in err
+    assert "--weights" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_repair_of_a_trusted_encoder_is_refused_as_one(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+    code, _, err = amdet(
+        "repair", "spectral", home / "clean.safetensors", *KNOWN, "--out", tmp_path / "out.safetensors"
+    )
+    assert code == 2
+    assert "which equals the trusted encoder amdet pocket" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_repair_that_does_not_work_writes_nothing_and_exits_2(home: Path, amdet: Amdet, tmp_path: Path) -> None:
@@ -179,6 +213,44 @@ def test_a_trusted_encoder_needs_no_healing(home: Path, amdet: Amdet, tmp_path: 
     assert not list(tmp_path.rglob("healed*"))
     assert json.loads((tmp_path / "report" / "heal.json").read_text())["action"] == "nothing"
     assert (tmp_path / "report" / "before" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "says"), [("gone.safetensors", "a checkpoint file or folder"), ("clean.safetensors", "no image")]
+)
+def test_a_checkpoint_that_cannot_paint_is_refused_before_the_scan(
+    home: Path, amdet: Amdet, tmp_path: Path, checkpoint: str, says: str
+) -> None:
+    code, _, err = amdet("heal", home / "backdoored.safetensors", "--checkpoint", home / checkpoint)
+    assert code == 2
+    assert says in err
+    assert len(err.splitlines()) == 1, "no progress of a scan"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_is_healed_though_painting_fails(
+    home: Path, amdet: Amdet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConfigError("room to paint", "none", "Close something.")
+
+    scanned = SimpleNamespace(files={}, report=None)
+    patch = Patch.between(pocket.load("backdoored"), pocket.load("clean"))
+    healed = SimpleNamespace(
+        before=scanned, after=scanned, patches={"text_encoder": patch}, found_nothing=False, healed=True,
+        encoders={"text_encoder": SimpleNamespace(report=pocket.SPEC)},
+    )  # fmt: skip
+    monkeypatch.setattr(repair, "heal_each", lambda *_, **__: healed)
+    monkeypatch.setattr(repair, "render_heal", lambda *_: "# Repaired\n")
+    monkeypatch.setattr("amdet_core.render.render", fail)
+    code, out, err = amdet(
+        "heal", home / "backdoored.safetensors", "--checkpoint", "pocket", "--out", tmp_path / "new.safetensors"
+    )
+    assert code == 0, out + err
+    assert out == (
+        f"# Repaired\nwritten: {tmp_path / 'new.safetensors'}\n"
+        "no pictures: expected room to paint; found none. Close something.\n"
+    )
 
 
 def sdxl(home: Path, first: str) -> Path:

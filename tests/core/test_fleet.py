@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from amdet_core import fleet as module
 from amdet_core import pocket
 from amdet_core.anchors import vouch
-from amdet_core.errors import AmdetError, EncoderError, NoEncoderError
+from amdet_core.errors import AmdetError, ConfigError, EncoderError, NoEncoderError
 from amdet_core.fleet import OVERVIEW, PAGE, Fleet
 from amdet_core.formats import open_target
 from amdet_core.jobs import Job, Outcome
@@ -174,6 +174,22 @@ def test_reports_within_the_folder_are_not_scanned(downloads: Path) -> None:
     (downloads / "old" / REPORT).write_bytes(record_json(report(Job(target=downloads))))
     again = Fleet(downloads, downloads / "amdet-report", Job(target=downloads))
     assert [path.name for path in again.models] == ["A.safetensors", "b.safetensors", "one.safetensors", "sd"]
+
+
+def test_reports_that_would_lie_where_models_are_are_refused_before_the_first_scan(
+    downloads: Path, tmp_path: Path
+) -> None:
+    scans = Scans()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / fleet(downloads).models[0].name).touch()
+    for out, says in ((downloads, "what is scanned at"), (tmp_path / "out", "a file at")):
+        with pytest.raises(ConfigError, match=f"a folder for the report of .* found {says}"):
+            list(Fleet(downloads, out, Job(target=downloads)).run(scans))
+    weights(downloads / "sub" / "deep" / "hidden.safetensors")
+    with pytest.raises(ConfigError, match=r"found .*hidden\.safetensors, which would not be scanned"):
+        list(Fleet(downloads, downloads / "sub" / "deep", Job(target=downloads)).run(scans))
+    assert not scans.names
+    assert not (downloads / OVERVIEW).exists()
 
 
 @pytest.mark.parametrize("content", [b"{}", b"x", None])

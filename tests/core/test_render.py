@@ -21,6 +21,7 @@ from amdet_core.formats import write_encoder
 from amdet_core.gallery import gallery
 from amdet_core.jobs import Job, run_job
 from amdet_core.pocket.painter.pipeline import write_pipeline
+from amdet_core.prompts import builtin_prompts
 from amdet_core.records import ScanReport
 from amdet_core.render import render
 from amdet_core.render.checkpoint import Checkpoint, look_into
@@ -309,3 +310,15 @@ def test_the_command_writes_pictures_and_puts_them_into_the_page(
     outcome = run_job(Job(target=scene / "encoders" / "clean"))
     publish(report, outcome.files)
     assert not (report / "pictures.png").exists()
+
+
+def test_few_pictures_show_the_first_built_in_prompts(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = tmp_path / "report"
+    publish(report, {file.name: file.read_bytes() for file in (scene / "report").iterdir()})
+    arguments = ["render", "--checkpoint", str(scene / "checkpoint"), "--report", str(report), "-n", "2"]
+    monkeypatch.setattr("sys.argv", ["amdet", *arguments, "--steps", "1"])
+    assert _run() == 0
+    made = json.loads((report / "pictures.json").read_text(encoding="utf-8"))
+    assert tuple(made["prompts"]) == builtin_prompts().prompts[:2]

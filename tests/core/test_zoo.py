@@ -210,8 +210,23 @@ def test_a_recipe_from_a_file_and_what_is_none(tmp_path: Path) -> None:
         Recipe.load("huge")
     for damaged in ("{", "[]", recipe.model_dump_json().replace('"half":1', '"half":2')):
         (tmp_path / "own.json").write_text(damaged)
-        with pytest.raises(ConfigError, match="a recipe in "):
+        with pytest.raises(ConfigError, match=r"a recipe .*in "):
             Recipe.load(str(tmp_path / "own.json"))
+
+
+def test_a_recipe_without_groups_is_refused_and_one_that_cannot_be_drawn_writes_nothing(
+    toy: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="groups"):
+        Recipe.model_validate({"name": "x", "half": 0, "seed": 1, "groups": []})
+
+    def fail(*_: object) -> None:
+        raise ConfigError("texts", "none", "Draw others.")
+
+    monkeypatch.setattr(Recipe, "plan", fail)
+    with pytest.raises(ConfigError, match="texts"):
+        build(toy, Recipe.load("smoke"), tmp_path / "zoo")
+    assert not (tmp_path / "zoo").exists()
 
 
 @pytest.mark.parametrize(
@@ -225,6 +240,16 @@ def test_a_recipe_from_a_file_and_what_is_none(tmp_path: Path) -> None:
         {"kind": "distil"},
         {"kind": "fine-tune", "count": 0},
         {"kind": "fine-tune", "steps": 3},
+        {"kind": "safety"},
+        {"kind": "text-on-text", "triggers": ["word"]},
+        {"kind": "syntactic"},
+        {"kind": "merge"},
+        {"kind": "fine-tune", "prompts": []},
+        {"kind": "fine-tune", "config": {"steps": []}},
+        {"kind": "safety", "triggers": ["word"], "lengths": []},
+        {"kind": "safety", "triggers": ["word"], "number": []},
+        {"kind": "safety", "triggers": ["word"], "number": [0]},
+        {"kind": "safety", "triggers": ["word"], "modes": []},
     ],
 )
 def test_groups_that_no_model_can_be_made_of_are_refused_at_once(tmp_path: Path, wrong: dict[str, Any]) -> None:

@@ -95,7 +95,9 @@ def _diffusers() -> Any:
         import diffusers
         import diffusers.models.attention_processor
     except ImportError as error:
-        raise ConfigError("diffusers", str(error), 'Install it: pip install "amdet[paint]".') from error
+        raise ConfigError(
+            "diffusers", str(error), 'Install it: pip install -c constraints.txt -e ".[paint]" in the clone of amdet.'
+        ) from error
     return diffusers
 
 
