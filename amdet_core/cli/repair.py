@@ -198,8 +198,8 @@ def heal(
     with ProgressLine() as line:
         done = interruptible(work, line)
     publish(folder / "before", done.before.files)
-    if done.patches:
-        publish(folder / "after", done.after.files)
+    if done.patches or (folder / "after").is_dir():  # that of an earlier run
+        publish(folder / "after", done.after.files if done.patches else {})
     record = folder / "heal.json"
     text = render_heal(*(healing.report for healing in done.encoders.values()))
     write_atomic(folder / "heal.md", text.encode())
@@ -213,6 +213,8 @@ def heal(
                 outputs[found.name].write(found, done.patches[found.name])
             except ConfigError as error:
                 refused.append(error)  # a LoRA; the other encoders are written all the same
+        elif outputs[found.name].path.exists():
+            sys.stderr.write(f"{outputs[found.name].path} was there before and is not of this run\n")
     if checkpoint is not None and done.patches:
         healed = [outputs[name].path for name in done.patches]
         paint_or_say(folder / "before", done.before.report, checkpoint, device.value, healed)

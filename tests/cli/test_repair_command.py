@@ -215,6 +215,18 @@ def test_a_trusted_encoder_needs_no_healing(home: Path, amdet: Amdet, tmp_path: 
     assert (tmp_path / "report" / "before" / "report.html").exists()
 
 
+def test_what_an_earlier_run_left_is_not_taken_for_this_one(home: Path, amdet: Amdet, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    (report / "after").mkdir(parents=True)
+    for name in ("healed.safetensors", "after/report.json"):
+        (report / name).write_text("earlier", encoding="utf-8")
+    code, _, err = amdet("heal", home / "clean.safetensors", "--report", report, "--device", "cpu")
+    assert code == 0
+    assert f"{report / 'healed.safetensors'} was there before and is not of this run" in err
+    assert (report / "healed.safetensors").read_text(encoding="utf-8") == "earlier"
+    assert not list((report / "after").iterdir())
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "says"), [("gone.safetensors", "a checkpoint file or folder"), ("clean.safetensors", "no image")]
 )
