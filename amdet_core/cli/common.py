@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from enum import Enum
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,9 +82,22 @@ def trust_store() -> Path:
 
 
 def report_folder(path: Path) -> Path:
-    """Where the report of a target belongs, unless another place is named."""
+    """Where the report of a target belongs, unless another place is named; a number tells targets of one name apart."""
     whole = path.resolve() if path.name in ("", "..") else path  # a link keeps its name
-    return Path("amdet-report") / (whole.name or whole.drive.rstrip(":") or "root")
+    name = whole.name or whole.drive.rstrip(":") or "root"
+    numbered = (Path("amdet-report") / (f"{name}-{number}" if number > 1 else name) for number in count(1))
+    return next(folder for folder in numbered if not _of_another(folder, path))
+
+
+def _of_another(folder: Path, path: Path) -> bool:
+    """Whether a folder holds the report of another target, of a scan or of what was healed."""
+    from ..storage import REPORT, read_report
+
+    try:
+        reports = [read_report(place) for place in (folder, folder / "before") if (place / REPORT).is_file()]
+    except AmdetError:  # damaged, or of another release: it may be anyone's
+        return True
+    return any(Path(report.target.path).resolve() != path.resolve() for report in reports)
 
 
 def show_report(report: ScanReport, form: Format) -> None:

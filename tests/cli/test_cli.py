@@ -143,6 +143,29 @@ def test_a_folder_of_downloads_is_scanned_model_by_model_and_goes_on(
     assert [line for line in again.stderr.splitlines() if line.startswith("[")] == ["[1/4 broken.safetensors]"]
 
 
+def test_reports_of_targets_of_one_name_do_not_replace_each_other(
+    backdoored: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine, other, name = (
+        Path("mine/model.safetensors"),
+        Path("other/model.safetensors"),
+        "amdet-report/model.safetensors",
+    )
+    assert common.report_folder(mine) == Path(name)
+    report = json.loads((backdoored[1] / "report.json").read_text())
+    report["target"]["path"] = str(mine)
+    for place in (Path(name), Path(f"{name}-2/before")):
+        place.mkdir(parents=True)
+        (place / "report.json").write_text(json.dumps(report))
+        report["target"]["path"] = str(other)
+    assert common.report_folder(mine) == common.report_folder(tmp_path / mine) == Path(name)
+    assert common.report_folder(other) == Path(f"{name}-2")
+    assert common.report_folder(Path("third/model.safetensors")) == Path(f"{name}-3")
+    Path(name, "report.json").write_text("damaged")
+    assert common.report_folder(mine) == Path(f"{name}-3")
+
+
 def test_show_and_judge_read_a_report_again(
     backdoored: tuple[subprocess.CompletedProcess[str], Path], home: Path
 ) -> None:
