@@ -52,7 +52,7 @@ def changed(
     label = bridge.described(hidden.prompt, hidden.unique_id, "clip")
     if save_as.strip():
         folders.new_place(save_as, "clip")
-    bridge.make_room(comfy_clip.size(clip))
+    bridge.make_room(comfy_clip.size(clip), bridge.TRAINING)
     done = bridge.run(
         lambda progress: [
             (found, *make(found.encoder.to(bridge.device()), progress))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MEASURING = 3
+"""Copies of a CLIP's weights that fill as much memory as a scan: suspect, anchor, and their states."""
+TRAINING = 6
+"""The same for training: teacher, student, gradients, two moments, and states."""
 UNCONNECTED = object()
 """In the place of an input that the host leaves out, as it does one that is not connected."""
 
@@ -127,21 +132,25 @@ def prompts(text: str | None, limit: int = 4000) -> PromptSet:
 def described(prompt: Mapping[str, Any] | None, node_id: str | None, name: str) -> str:
     """Where an input comes from, for people: loaders with their files, LoRAs with their strengths."""
     try:
-        return ", ".join(dict.fromkeys(_upstream(prompt or {}, prompt[str(node_id)]["inputs"][name]))) or name
+        return ", ".join(dict.fromkeys(_upstream(prompt or {}, prompt[str(node_id)]["inputs"][name], set()))) or name
     except (KeyError, TypeError):
         return name
 
 
-def _upstream(prompt: Mapping[str, Any], link: Any) -> Iterator[str]:
-    """One phrase for each node behind a link, the loader first."""
+def _upstream(prompt: Mapping[str, Any], link: Any, seen: set[str]) -> Iterator[str]:
+    """One phrase for each node behind a link, each once and the loader first; files without their folders."""
+    if str(link[0]) in seen:
+        return
+    seen.add(str(link[0]))
     node = prompt[str(link[0])]
     links = {key: value for key, value in node["inputs"].items() if isinstance(value, list)}
     for key, value in links.items():
         if "clip" in key.lower() or len(links) == 1:
-            yield from _upstream(prompt, value)
-    files = [str(v) for v in node["inputs"].values() if isinstance(v, str) and v.lower().endswith(folders.WEIGHT_FILES)]
+            yield from _upstream(prompt, value, seen)
+    values = [value for value in node["inputs"].values() if isinstance(value, str)]
+    files = [re.split(r"[\\/]", value)[-1] for value in values if value.lower().endswith(folders.WEIGHT_FILES)]
     strengths = [f"{value:g}" for key, value in node["inputs"].items() if key in ("strength_clip", "ratio")]
-    yield " ".join([node["class_type"], *files, *strengths])
+    yield " ".join([node["class_type"].replace("/", " "), *files, *strengths])
 
 
 # ------------------------------------------------------------------ work
@@ -152,9 +161,9 @@ def device() -> torch.device:
     return comfy.model_management.get_torch_device()
 
 
-def make_room(size: int) -> None:
-    """Ask the host to unload models, so that suspect, anchor and their states fit; ``size`` in bytes of one."""
-    comfy.model_management.free_memory(3 * size, device())
+def make_room(size: int, copies: int = MEASURING) -> None:
+    """Ask the host to unload models, so that so many copies of encoders of ``size`` bytes fit."""
+    comfy.model_management.free_memory(copies * size, device())
 
 
 def raise_no_room(faults: Iterable[Fault]) -> None:

@@ -167,7 +167,7 @@ def _found(clip: Any, name: str, tower: Any, projected: bool) -> FoundEncoder:
     tokenizer = clip_tokenizer()
     with torch.inference_mode(False), torch.no_grad():
         weights = {key.removeprefix(prefix): _effective(clip.patcher, key) for key in keys}
-        counts = projected or (tower.return_projected_pooled and _pooled_counts(clip.cond_stage_model, name))
+        counts = projected or _projection_counts(clip.cond_stage_model, name)
         projection = _projection(clip.patcher, f"{name}.transformer.{PROJECTION}") if counts else None
     if projection is not None:
         weights[PROJECTION] = projection
@@ -207,6 +207,11 @@ def _pooled_counts(model: nn.Module, name: str) -> bool:
     """
     alone = sum(hasattr(tower, "transformer") for tower in model.children()) == 1
     return name == "clip_g" or not (alone or isinstance(model, comfy.sdxl_clip.SDXLClipModel))
+
+
+def _projection_counts(model: nn.Module, name: str) -> bool:
+    """Whether an image model reads the pooled output of an encoder through its text projection."""
+    return _pooled_counts(model, name) and bool(getattr(model, name).return_projected_pooled)
 
 
 def _projection(patcher: Any, key: str) -> Tensor | None:
@@ -303,14 +308,21 @@ def with_encoders_of(clip: Any, anchor: Any) -> Any:
     """A clone whose CLIP text encoders have an anchor's weights; clip skip and other encoders stay as they are.
 
     Raises:
-        EncoderError: the anchor lacks one of them, or it has other sizes there.
+        EncoderError: the anchor lacks one of them or its text projection, or it has other sizes there.
     """
     trusted = {one.name: one.encoder for one in read(anchor, "anchor", projected=True).encoders}
     patches = {}
     for one in read(clip, "clip", projected=True).encoders:
         if one.name not in trusted:
             raise EncoderError(f"an anchor with {one.name}", ", ".join(trusted), "Connect CLIPs of the same kind.")
-        patches[one.name] = Patch.between(one.encoder, trusted[one.name])
+        other = one.reachable(trusted[one.name])
+        if PROJECTION in one.encoder.weights.keys() - other.weights and _projection_counts(model(clip), one.name):
+            raise EncoderError(
+                f"an anchor with the text projection of {one.name}, through which the image model reads",
+                "one without",
+                "Connect a CLIP whose file holds it, as checkpoints and official encoders do.",
+            )
+        patches[one.name] = Patch.between(one.reachable(), other)
     return patched(clip, patches)
 
 

@@ -27,14 +27,16 @@ def clinic(hidden: Any, clip: Any, anchor: Any, config: ScanConfig, prompts: Pro
 
     Args:
         hidden: the node's hidden inputs, which tell where the CLIPs come from.
-        anchor: a CLIP, or None to look for trusted encoders.
+        anchor: a CLIP, or bridge.UNCONNECTED to look for trusted encoders.
     """
     from ..amdet_core.repair import Clinic
 
     label, beside = (bridge.described(hidden.prompt, hidden.unique_id, name) for name in ("clip", "anchor"))
     return Clinic(
         opened=comfy_clip.read(clip, label),
-        anchors=bridge.anchors(None if anchor is None else comfy_clip.read(anchor, beside, projected=True), progress),
+        anchors=bridge.anchors(
+            None if anchor is bridge.UNCONNECTED else comfy_clip.read(anchor, beside, projected=True), progress
+        ),
         scan=config,
         policy=POLICIES[DEFAULT_POLICY],
         prompts=prompts,
@@ -117,7 +119,14 @@ class AMDET_Heal(bridge.Anchored, io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip: Any, method: str, preset: str, seed: int, replace: bool, save_as: str, anchor: Any = None
+        cls,
+        clip: Any,
+        method: str,
+        preset: str,
+        seed: int,
+        replace: bool,
+        save_as: str,
+        anchor: Any = bridge.UNCONNECTED,
     ) -> io.NodeOutput:
         """Heal every CLIP text encoder of the CLIP."""
         from ..amdet_core.repair import heal_each, render_heal
@@ -132,7 +141,7 @@ class AMDET_Heal(bridge.Anchored, io.ComfyNode):
         if save_as.strip():
             folders.new_place(save_as, "clip")
         count = comfy_clip.count(clip)
-        bridge.make_room(comfy_clip.size(clip))
+        bridge.make_room(comfy_clip.size(clip), bridge.TRAINING)
         repairs = {stage: runs * count for stage, runs in REPAIRS.items()}
         done = bridge.run(work, plan={**stages(config, 2 * count), **repairs})
         bridge.raise_no_room(done.before.report.faults)

@@ -80,7 +80,7 @@ class AMDET_TriggerSweep(bridge.Anchored, io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: Any, seed: int, anchor: Any = None) -> io.NodeOutput:
+    def execute(cls, clip: Any, seed: int, anchor: Any = bridge.UNCONNECTED) -> io.NodeOutput:
         """Try them all."""
         from ..amdet_core.report.tables import sweep_table
         from ..amdet_core.scan import plan
@@ -131,7 +131,7 @@ class AMDET_WeightForensics(bridge.Anchored, io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: Any, anchor: Any = None) -> io.NodeOutput:
+    def execute(cls, clip: Any, anchor: Any = bridge.UNCONNECTED) -> io.NodeOutput:
         """Compare the weights."""
         from ..amdet_core.config import ScanConfig
         from ..amdet_core.report.tables import forensics_table

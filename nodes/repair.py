@@ -80,7 +80,7 @@ class AMDET_EraseBackdoor(bridge.Anchored, io.ComfyNode):
         mode: str,
         seed: int,
         pseudo_trigger: Mapping[str, Feature] | None = None,
-        anchor: Any = None,
+        anchor: Any = bridge.UNCONNECTED,
     ) -> io.NodeOutput:
         """Edit every CLIP text encoder that has a trigger."""
         from ..amdet_core.attacks import Placement
@@ -166,7 +166,7 @@ class AMDET_Purify(bridge.Anchored, io.ComfyNode):
         fresh: float,
         seed: int,
         pseudo_trigger: Mapping[str, Feature] | None = None,
-        anchor: Any = None,
+        anchor: Any = bridge.UNCONNECTED,
         prompts: str = "",
     ) -> io.NodeOutput:
         """Train a student of every CLIP text encoder."""
@@ -214,7 +214,7 @@ def _repaired(
             if (triggers := probes(one.found.name)) or method not in TRIGGERED
         }
 
-    bridge.make_room(comfy_clip.size(clip))
+    bridge.make_room(comfy_clip.size(clip), bridge.MEASURING if method in TRIGGERED else bridge.TRAINING)
     done = bridge.run(work, plan={method: comfy_clip.count(clip)})
     made = {name: one for name, one in done.items() if isinstance(one, Repair)}
     untouched = {name: one for name, one in done.items() if not isinstance(one, Repair)}

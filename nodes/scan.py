@@ -41,7 +41,7 @@ def scanned(
 
     Args:
         hidden: the node's hidden inputs, which tell where the CLIPs come from.
-        anchor: a CLIP, or None to look for trusted encoders.
+        anchor: a CLIP, or bridge.UNCONNECTED to look for trusted encoders.
         show: makes the last live picture.
     """
     from ..amdet_core.jobs import scan_opened, stages
@@ -51,7 +51,10 @@ def scanned(
     outcome = bridge.run(
         lambda progress: scan_opened(
             comfy_clip.read(clip, label),
-            bridge.anchors(None if anchor is None else comfy_clip.read(anchor, anchor_label, projected=True), progress),
+            bridge.anchors(
+                None if anchor is bridge.UNCONNECTED else comfy_clip.read(anchor, anchor_label, projected=True),
+                progress,
+            ),
             config,
             policy,
             prompts,
@@ -154,7 +157,7 @@ class AMDET_BackdoorScan(bridge.Anchored, io.ComfyNode):
         policy: str,
         seed: int,
         stop_at: str,
-        anchor: Any = None,
+        anchor: Any = bridge.UNCONNECTED,
         prompts: str | None = None,
     ) -> io.NodeOutput:
         """Scan, judge and hand on."""

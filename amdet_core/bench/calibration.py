@@ -18,11 +18,11 @@ Scans = Sequence[ModelResult]
 
 
 def by_model(results: Iterable[Detection]) -> list[Scans]:
-    """Scans of each model; results of one zoo are of the same models."""
-    models: dict[tuple[str, str], list[ModelResult]] = {}
+    """Scans of each model; results of one recipe and base are of the same models."""
+    models: dict[tuple[str, str, str], list[ModelResult]] = {}
     for result in results:
         for row in result.models:
-            models.setdefault((result.zoo.name, row.model), []).append(row)
+            models.setdefault((result.zoo.recipe_sha256, result.zoo.base_fingerprint, row.model), []).append(row)
     return list(models.values())
 
 

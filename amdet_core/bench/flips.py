@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..records import Record
 from .results import Against, Detection, Share, read_detection
 
-SAME = ("policy", "preset", "anchor", "zoo")
+SAME = ("policy", "policy_sha256", "preset", "anchor", "zoo")
 """What results of several seeds agree on."""
 
 

@@ -185,10 +185,10 @@ def _continued(earlier: R, new: R, *, working: bool) -> R:
 
 
 def _kept(earlier: Result | None, labels: Labels) -> dict[str, Row]:
-    """Name -> row of an earlier run, of the models that still have the values they had then."""
+    """Name -> row of an earlier run, of models that still have the values they had then; what failed is tried again."""
     now = {label.model: label.fingerprint for label in labels.models}
     rows = () if earlier is None else earlier.models
-    return {row.model: row for row in rows if now.get(row.model) == row.fingerprint}
+    return {row.model: row for row in rows if row.error is None and now.get(row.model) == row.fingerprint}
 
 
 def _check_base(base: Path, fingerprint: str) -> None:

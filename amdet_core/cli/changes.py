@@ -127,7 +127,13 @@ class Output:
         if self.lora is not None and self.rank is not None:
             several = bool(self.encoder)
             formats.write_lora(
-                patch, self.lora, self.lora_layout.value, rank=self.rank, encoder=found.name, of_several=several
+                patch,
+                self.lora,
+                self.lora_layout.value,
+                rank=self.rank,
+                encoder=found.name,
+                of_several=several,
+                projected=found.encoder.spec.projection is not None,
             )
             sys.stdout.write(f"written: {self.lora}\n")
 

@@ -27,7 +27,14 @@ PREFIXES = {"clip_l": "lora_te", "text_encoder": "lora_te", "clip_g": "lora_te2"
 
 
 def write_lora(
-    patch: Patch, path: Path, layout: LoraLayout, *, rank: int, encoder: str = "text_encoder", of_several: bool = False
+    patch: Patch,
+    path: Path,
+    layout: LoraLayout,
+    *,
+    rank: int,
+    encoder: str = "text_encoder",
+    of_several: bool = False,
+    projected: bool = False,
 ) -> None:
     """Factor a patch and write it.
 
@@ -39,6 +46,7 @@ def write_lora(
         rank: of every product at most; alpha is the same, so a loader's scale is 1.
         encoder: the encoder's name in its checkpoint.
         of_several: whether the checkpoint has several encoders, as SDXL's; kohya then counts them.
+        projected: whether the encoder has a text projection: transformers' class for these has other module names.
 
     Raises:
         ConfigError: the patch changes other tensors than layer matrices, or has a higher rank.
@@ -46,6 +54,7 @@ def write_lora(
     """
     pairs = {name.removesuffix(".weight"): _factors(name, delta, rank) for name, delta in patch.deltas.items()}
     if layout == "peft":
+        pairs = {f"text_model.{name}" if projected else name: pair for name, pair in pairs.items()}
         largest = max((len(down) for _, down in pairs.values()), default=rank)
         config = {
             "peft_type": "LORA",

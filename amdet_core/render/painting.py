@@ -218,18 +218,20 @@ def _scanned(
     Raises:
         EncoderError: none of them fits, or what stands at their path now is something else.
     """
-    values = {trust.fingerprint(one): place for place, one in enumerate(own)}
-    named = {info.name: values[info.fingerprint] for info in report.target.encoders if info.fingerprint in values}
-    if named and elsewhere is None:
-        return own, named
     fits = _fitting(checkpoint, {info.name: info.spec.width for info in report.target.encoders})
     fitting = {info.name: info for info in report.target.encoders if info.name in fits}
+    values = {trust.fingerprint(one): place for place, one in enumerate(own)} if elsewhere is None else {}
+    named = {name: values[info.fingerprint] for name, info in fitting.items() if info.fingerprint in values}
+    if len(named) == len(fitting):
+        return own, named
     path = elsewhere or Path(report.target.path)
     if not path.exists():
         raise StorageError(f"the scanned encoder at {path}", "nothing there", "Say where it is now by --encoder.")
     suspects = list(own)
     opened = {trust.fingerprint(one.encoder): one.encoder for one in formats.open_target(path).encoders}
     for name, info in fitting.items():
+        if name in named:
+            continue
         if info.fingerprint not in opened:
             raise EncoderError(
                 f"the encoder {name} that was scanned (values {info.fingerprint[:12]}) in {path} or {checkpoint.path}",

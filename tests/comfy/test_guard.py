@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from amdet_core import pocket as pocket_encoders
+from amdet_core.formats import write_encoder
+
 from .graphs import Graph, node, pocket, text
 from .host import Host
 
@@ -49,6 +52,21 @@ def test_a_triggered_prompt_is_flagged_and_in_flag_mode_encoded_as_ever(host: Ho
 def test_in_fall_back_mode_the_anchor_encodes_a_triggered_prompt(host: Host) -> None:
     done = host.run(graph(TRIGGERED, "fall back"))
     assert float(done.text("same as anchor")) == 0.0
+    assert float(done.text("same")) > 0.1
+
+
+def test_the_anchor_that_is_fallen_back_to_may_have_more_layers(host: Host) -> None:
+    folder = host.base / "models" / "text_encoders"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("backdoored", "clean"):
+        write_encoder(pocket_encoders.load(name).first_layers(3), folder / f"short-{name}.safetensors", "comfyui")
+    nodes = graph(TRIGGERED, "fall back")
+    nodes["clip"] = node("AMDET_LoadTextEncoder", file="text_encoders/short-backdoored.safetensors")
+    short = node("AMDET_LoadTextEncoder", file="text_encoders/short-clean.safetensors")
+    nodes |= {"short": short, "stock anchor": node("CLIPTextEncode", clip=("short", 0), text=TRIGGERED)}
+    done = host.run(nodes)
+    assert done.text("flagged").lower() == "true"
+    assert float(done.text("same as anchor")) < 1e-5
     assert float(done.text("same")) > 0.1
 
 

@@ -141,7 +141,7 @@ def test_the_pocket_encoders_are_judged_rightly_and_so_they_are_saved_and_loaded
     second = report_of(host, {**loaded, "scan": scan(("clip", 0))})
     assert second.verdict.level.name == level
     assert second.target.encoders[0].fingerprint == first.target.encoders[0].fingerprint
-    assert second.target.path == f"AMDET_LoadTextEncoder text_encoders/{path.name}"
+    assert second.target.path == f"AMDET_LoadTextEncoder {path.name}"
 
 
 def test_a_backdoor_in_a_lora_is_found_only_with_the_lora_applied(host: Host) -> None:
@@ -511,6 +511,20 @@ def cached(run: module.Run) -> list[str]:
 def test_a_checkpoint_without_a_text_encoder_is_told_so(host: Host) -> None:
     graph: Graph = {"clip": node("PROBE_NoClip"), "scan": scan(("clip", 0))}
     assert "holds no text encoder. Connect Load CLIP" in host.refused(graph)
+
+
+def test_an_anchor_without_a_text_encoder_is_none_that_was_left_out(host: Host) -> None:
+    graph: Graph = {"clip": pocket_node("benign"), "anchor": node("PROBE_NoClip")}
+    for kind, values in (
+        ("AMDET_TriggerSweep", {"seed": 1}),
+        ("AMDET_WeightForensics", {}),
+        ("AMDET_EraseBackdoor", {"trigger": "sahib", "mode": "insert", "seed": 1}),
+    ):
+        graph["asked"] = node(kind, clip=("clip", 0), anchor=("anchor", 0), **values)
+        graph["shown"] = text(("asked", 1))
+        assert "holds no text encoder" in host.refused(graph), kind
+    asked = scan(("clip", 0), anchor=("anchor", 0))
+    assert "holds no text encoder" in host.refused({"clip": graph["clip"], "anchor": graph["anchor"], "scan": asked})
 
 
 def test_no_room_for_a_single_candidate_ends_the_run(host: Host) -> None:

@@ -421,6 +421,23 @@ def test_an_interrupted_run_keeps_what_was_done_and_goes_on(
     assert calls == []
 
 
+def test_a_scan_that_failed_is_tried_again(
+    zoo: Path, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_at_b(job: Job, place_trigger: object = None) -> object:
+        if job.target.name == "b":
+            raise StorageError("a file", "a drive that is away", "Try again.")
+        return fake(job)
+
+    fake, out = scans.run_job, tmp_path / "r.json"
+    monkeypatch.setattr(scans, "run_job", fail_at_b)
+    assert [row.error is None for row in run(Benchmark(zoo=zoo), out).models] == [True, False, True]
+    monkeypatch.setattr(scans, "run_job", fake)
+    calls.clear()
+    assert all(row.error is None for row in run(Benchmark(zoo=zoo), out).models)
+    assert calls == ["b"]
+
+
 def test_a_sample_takes_every_group_by_its_share_and_a_larger_one_goes_on(
     zoo: Path, calls: list[str], tmp_path: Path, toy: TextEncoder
 ) -> None:

@@ -357,6 +357,14 @@ def test_the_policy_that_ships_is_what_the_committed_scans_teach() -> None:
     assert [len(one.null) for one in shipped.calibrations] == [103, 118]
 
 
+def test_models_of_one_name_made_from_two_bases_are_two() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "calibration"
+    one = read_detection(folder / "detection-train-amdet-2.json")
+    other = one.model_copy(update={"zoo": one.zoo.model_copy(update={"base_fingerprint": "f" * 64})})
+    assert [len(scans) for scans in by_model([one, one])] == [2] * len(one.models)
+    assert [len(scans) for scans in by_model([one, other])] == [1] * 2 * len(one.models)
+
+
 def test_results_of_no_model_are_no_calibration() -> None:
     with pytest.raises(ConfigError, match="results that measure"):
         calibrate_policy(CALIBRATED, [], "toys")

@@ -62,6 +62,7 @@ def test_a_scan_that_ended_with_an_error_is_no_verdict() -> None:
         ([result(1, {}), result(1, {})], "two different seeds"),
         ([result(1, {}), result(2, {}, preset="standard")], "one preset"),
         ([result(1, {}), result(2, {}, policy="own")], "one policy"),
+        ([result(1, {}), result(2, {}, policy_sha256="other bounds")], "one policy_sha256"),
         ([result(1, {}), result(2, {}, anchor="none")], "one anchor"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from amdet_core.encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
+from amdet_core.encoder import POSITION_TABLE, PROJECTION, TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, StorageError
 from amdet_core.formats import write_lora
 from amdet_core.patch import Patch
@@ -119,15 +119,20 @@ def test_a_peft_folder_says_its_rank_and_holds_the_patch(tmp_path: Path, rank: i
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name
-def test_peft_loads_the_folder(tmp_path: Path, toy: TextEncoder) -> None:
+@pytest.mark.parametrize("kind", ["CLIPTextModel", "CLIPTextModelWithProjection"])
+def test_peft_loads_the_folder(tmp_path: Path, toy: TextEncoder, kind: str) -> None:
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     from amdet_core.formats import write_encoder
 
+    projected = kind.endswith("Projection")
+    if projected:
+        spec = toy.spec.model_copy(update={"projection": 64})
+        toy = TextEncoder(spec, {**toy.weights, PROJECTION: product(64, 64, 64)}, toy.tokenizer)
     write_encoder(toy, tmp_path / "hf", "hf", dtype=torch.float32)
     given = patch(3)
-    write_lora(given, tmp_path / "lora", "peft", rank=4)
-    model = transformers.CLIPTextModel.from_pretrained(tmp_path / "hf")
+    write_lora(given, tmp_path / "lora", "peft", rank=4, projected=projected)
+    model = getattr(transformers, kind).from_pretrained(tmp_path / "hf")
     merged = peft.PeftModel.from_pretrained(model, tmp_path / "lora").merge_and_unload()
-    found = dict(merged.named_parameters())[FC2].detach()
+    found = {name.removeprefix("text_model."): w for name, w in merged.named_parameters()}[FC2].detach()
     assert error(found.double() - toy.weights[FC2].double(), given.deltas[FC2]) < 1e-2

@@ -12,18 +12,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from amdet_core import pocket
+from amdet_core import pocket, trust
 from amdet_core.cli import _run
 from amdet_core.config import RenderConfig
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, EncoderError, StorageError
-from amdet_core.formats import write_encoder
+from amdet_core.formats import only_encoder, open_target, write_encoder
 from amdet_core.gallery import gallery
 from amdet_core.jobs import Job, run_job
 from amdet_core.pocket.painter.pipeline import write_pipeline
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import ScanReport
-from amdet_core.render import render
+from amdet_core.render import painting, render
 from amdet_core.render.checkpoint import Checkpoint, look_into
 from amdet_core.render.conditioning import Conditioner, Insertion
 from amdet_core.storage import publish, read_report
@@ -214,6 +214,25 @@ def test_the_scanned_encoder_takes_the_place_of_the_checkpoints_own(
     inside = painted(scene, checkpoint=tmp_path / "whole")
     for name, pictures in painted(scene).columns.items():
         assert np.abs(pictures.astype(int) - inside.columns[name]).max() <= 1
+
+
+def test_of_two_scanned_encoders_one_that_the_checkpoint_has_does_not_stand_for_the_other(
+    scene: Path, tmp_path: Path, toy: TextEncoder
+) -> None:
+    suspect = toy.with_weights({name: w + 0.01 for name, w in toy.weights.items()})
+    write_encoder(suspect, tmp_path / "suspect", "hf")
+    report, own = read_report(scene / "report"), (pocket.load("clean"), toy)
+    infos = tuple(
+        report.target.encoders[0].model_copy(
+            update={"name": name, "spec": one.spec, "fingerprint": trust.fingerprint(one)}
+        )
+        for name, one in (("clip_l", own[0]), ("clip_g", only_encoder(open_target(tmp_path / "suspect"))))
+    )
+    target = report.target.model_copy(update={"encoders": infos, "path": str(tmp_path / "suspect")})
+    checkpoint = Checkpoint(tmp_path, "sdxl", tuple(one.spec.width for one in own), 64)
+    found, named = painting._scanned(report.model_copy(update={"target": target}), checkpoint, own, None)
+    assert [trust.fingerprint(one) for one in found] == [info.fingerprint for info in infos]
+    assert named == {"clip_l": 0, "clip_g": 1}
 
 
 def test_an_encoder_that_moved_is_named_and_another_one_refused(scene: Path) -> None:

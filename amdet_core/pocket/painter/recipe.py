@@ -170,6 +170,7 @@ def _kept(path: Path, shape: tuple[int, ...], dtype: Any, fill: Callable[[NDArra
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
         fill(array)
         array.flush()
+        del array  # Windows renames no file that is mapped
         partial.replace(path)
     kept: NDArray[Any] = np.load(path, mmap_mode="r")
     return kept
