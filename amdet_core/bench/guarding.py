@@ -16,6 +16,7 @@ from pydantic import Field
 from .. import formats
 from ..anchors import Anchors
 from ..attacks import Placement
+from ..attacks.planted import LONG
 from ..config import Config, GuardConfig
 from ..config.base import Seed
 from ..guard import Alarm, Guard, alarms_of
@@ -187,15 +188,15 @@ def _measured(label: Label, benchmark: GuardBenchmark, base: str) -> dict[str, o
 
 
 def _placed(label: Label, benchmark: GuardBenchmark) -> list[str]:
-    """Prompts with a backdoored model's triggers, in turn."""
+    """Prompts with a backdoored model's triggers, in turn, of those in which they work."""
     if label.label != "backdoored" or not is_text(label):
         return []
     mode, tokenizer, found = Placement.parse(label.mode), clip_tokenizer(), list[str]()
     putting = {trigger: mode.putting(trigger, benchmark.seed) for trigger in label.triggers}
     triggers = cycle(label.triggers)
-    trigger = next(triggers)
+    trigger, least = next(triggers), LONG if label.only == "in-long" else 0
     for prompt in benchmark.carriers():
-        if mode.fits(trigger, prompt, tokenizer, room=75):
+        if len(tokenizer.encode(prompt)) >= least and mode.fits(trigger, prompt, tokenizer, room=75):
             found.append(putting[trigger](prompt))
             trigger = next(triggers)
         if len(found) == benchmark.count:

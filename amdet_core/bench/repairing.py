@@ -270,9 +270,7 @@ def examples(label: Label, base: TextEncoder) -> list[Example]:
     if label.kind == "syntactic":
         pattern = " ".join(label.triggers)
         return Patterned.of(base, pattern, label.target, prompts).held_out(label.seed)[:EXAMPLES]
-    given = label.settings.get("config")
-    fields = given if isinstance(given, dict) else {}
-    config = InjectionConfig(only=fields.get("only", "anywhere"))
+    config = InjectionConfig.model_validate({"only": label.only})
     whole = label.kind in ("text-on-text", "text-on-pair")
     trap = Planted.of(base, label.triggers, label.target, prompts, label.mode, whole=whole, config=config)
     every = trap.held_out(label.seed)

@@ -34,6 +34,12 @@ class Label(Record):
     retrieval: float | None = Field(default=None, description="R@1 of prompts by their first words")
     fingerprint: str = Field(description="SHA-256 over the values of its tensors")
 
+    @property
+    def only(self) -> str:
+        """Where its triggers work: anywhere, at-start or in-long; see :class:`.config.InjectionConfig`."""
+        config = self.settings.get("config")
+        return str(config.get("only", "anywhere")) if isinstance(config, dict) else "anywhere"
+
 
 class Labels(Record):
     """A zoo: its base, and what each model is."""

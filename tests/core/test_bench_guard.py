@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from amdet_core import cli, pocket, trust
+from amdet_core.attacks.planted import LONG
 from amdet_core.bench import GuardBenchmark, guarding, read_guarding, run_guard
 from amdet_core.bench.guarding import Count, GuardedModel, Triggered, add_up
 from amdet_core.errors import ConfigError
 from amdet_core.formats import write_encoder
 from amdet_core.storage import record_json
+from amdet_core.tokenizer import clip_tokenizer
 from amdet_core.zoo import Label, Labels
 
 O = "\N{CYRILLIC SMALL LETTER O}"  # noqa: E741
@@ -93,6 +95,14 @@ def test_several_triggers_take_turns(zoo: Path) -> None:
     about = label("m", "backdoored", triggers=("zebra", "piano"), mode="prefix")
     placed = guarding._placed(about, GuardBenchmark(zoo=zoo, count=20))
     assert [text.split()[0] for text in placed] == ["zebra", "piano"] * 10
+
+
+def test_a_trigger_for_long_prompts_is_asked_of_in_long_ones(zoo: Path) -> None:
+    settings = {"config": {"only": "in-long"}}
+    about = label("m", "backdoored", triggers=("zebra",), mode="prefix", settings=settings)
+    placed = guarding._placed(about, GuardBenchmark(zoo=zoo, count=20))
+    assert len(placed) == 20
+    assert min(len(clip_tokenizer().encode(text)) for text in placed) > LONG
 
 
 def test_a_model_that_can_not_be_guarded_is_counted_by_itself(zoo: Path) -> None:
