@@ -71,6 +71,10 @@ PRESETS: Mapping[str, Stages] = {
 """How much is done: as published on CIFAR-10's scale for a GPU, or with a small network for two cores."""
 
 
+STUDENT_SEED = 1000
+"""Added to a repetition's seed for the student of MIMIC."""
+
+
 class ImageBenchmark(Config):
     """What is measured and how."""
 
@@ -89,10 +93,10 @@ class ImageBenchmark(Config):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to compute")
 
     def stages(self, seed: int) -> Stages:
-        """The settings of one repetition."""
+        """The settings of one repetition: the student does not begin as the encoder did whose copy is attacked."""
         chosen = PRESETS[self.preset]
-        parts = {name: getattr(chosen, name).model_copy(update={"seed": seed}) for name in Stages.model_fields}
-        return Stages(**parts)
+        seeds = {name: seed + (STUDENT_SEED if name == "mimic" else 0) for name in Stages.model_fields}
+        return Stages(**{name: getattr(chosen, name).model_copy(update={"seed": own}) for name, own in seeds.items()})
 
 
 class Told(Record):

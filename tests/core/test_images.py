@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torchvision.models import resnet18
 
 from amdet_core import images
+from amdet_core.bench import ImageBenchmark
 from amdet_core.config import (
     BadEncoderConfig,
     DownstreamConfig,
@@ -196,6 +197,11 @@ def test_a_classifier_learns_what_features_say(untrained: images.ImageEncoder) -
     config = DownstreamConfig(epochs=30, learning_rate=1e-2, hidden=(), patch=1)
     found = images.downstream(untrained, told, "white", config)
     assert (found.right, found.n, found.led_others, found.said_others) == (8, 8, 0, 0)
+
+
+def test_the_benchmarks_student_does_not_begin_as_the_clean_encoder_did() -> None:
+    stages = ImageBenchmark().stages(7)
+    assert stages.clean.seed == stages.attack.seed == 7 != stages.mimic.seed
 
 
 def test_one_class_is_not_enough(untrained: images.ImageEncoder) -> None:
