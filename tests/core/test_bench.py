@@ -479,9 +479,14 @@ def test_a_model_that_was_built_anew_is_scanned_again(
 
 
 def test_every_commit_that_scanned_is_recorded_once(
-    zoo: Path, calls: list[str], tmp_path: Path, toy: TextEncoder, monkeypatch: pytest.MonkeyPatch
+    zoo: Path, tmp_path: Path, toy: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fake(job: Job, place_trigger: object = None) -> SimpleNamespace:
+        name = "a" if job.target.name == "a" else f"b-{version}"
+        return SimpleNamespace(report=report(name, Level.CLEAN, 0.1))
+
     recorded = []
+    monkeypatch.setattr(scans, "run_job", fake)
     for code, version in (("aaa", "1"), ("bbb", "2"), ("bbb", "3"), ("ccc", "3"), (None, "4")):
         monkeypatch.setattr(models, "commit", lambda code=code: code)
         write_labels(zoo, (label("a"), label("b", "benign", fingerprint=f"fp-b-{version}")), toy)

@@ -81,7 +81,7 @@ def test_missing_damaged_and_foreign_weights_are_told_apart(folder: Path, tmp_pa
 
 def test_without_diffusers_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ConfigError, match=r"amdet\[paint\]"):
+    with pytest.raises(ConfigError, match=r"\.\[paint\]"):
         weights.load_part("unet", folder)
     weights.load_part("reader", folder)
 
