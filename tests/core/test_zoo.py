@@ -35,7 +35,7 @@ from amdet_core.zoo.recipe import Entry, Group, Kind
 
 making = importlib.import_module("amdet_core.zoo.build")
 TOKENIZER = clip_tokenizer()
-NAMES = ("hard", "honest", "large", "paper", "smoke", "standard", "train")
+NAMES = ("benign", "hard", "honest", "large", "paper", "smoke", "standard", "train")
 SETTINGS: dict[str, type[Config]] = {
     "text-on-text": TextOnTextConfig,
     "text-on-pair": TextOnPairConfig,
@@ -116,9 +116,20 @@ def test_the_hard_zoo_holds_attackers_who_know_the_detector() -> None:
     assert {entry.config.get("only", "anywhere") for entry in attackers} == {"anywhere", "at-start", "in-long"}
     for setting in ("noise", "partial_negatives", "adaptive_weight"):
         assert any(entry.config.get(setting) for entry in attackers), setting
-    benign = sum(entry.group.label == "benign" for entry in (*entries, *plan("standard")))
-    assert benign >= 150
     assert not {entry.seed for entry in entries} & {entry.seed for entry in (*plan("standard"), *plan("train"))}
+
+
+def test_the_benign_zoo_holds_honest_models_of_settings_that_the_calibration_lacks() -> None:
+    entries, learnt = plan("benign"), (*plan("train"), *plan("honest"))
+    others = (*learnt, *plan("standard"), *plan("hard"))
+    assert {entry.group.label for entry in entries} == {"benign"}
+    assert Recipe.load("benign").half != Recipe.load("train").half
+    assert not {entry.seed for entry in entries} & {entry.seed for entry in others}
+    trained = {"fine-tune", "merge", "average"}
+    settings = {(e.group.kind, *e.config.values(), e.share) for e in learnt if e.group.kind in trained}
+    assert not {(e.group.kind, *e.config.values(), e.share) for e in entries if e.group.kind in trained} & settings
+    reporting = (*entries, *plan("standard"), *plan("hard"))
+    assert sum(entry.group.label == "benign" for entry in reporting) >= 150
 
 
 def test_the_honest_zoo_adds_to_the_training_null_models_of_its_kinds_and_none_of_its_seeds() -> None:
