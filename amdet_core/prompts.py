@@ -15,7 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from .errors import ConfigError, StorageError
+from .errors import ConfigError
+from .storage import read_file
 
 FEWEST_PROMPTS = 20
 """Lines that a prompt file must hold: below, the held-out fifth is too small to measure anything on."""
@@ -216,12 +217,7 @@ def read_prompts(path: Path, fewest: int = FEWEST_PROMPTS) -> PromptSet:
         StorageError: the file can't be read.
         ConfigError: it is no text in UTF-8, or holds fewer than ``fewest`` different prompts.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise StorageError(
-            "a readable prompt file", f"{path}: {error.strerror}", "Check the path and the permissions."
-        ) from error
+    raw = read_file(path, "a readable prompt file", "Check the path and the permissions.")
     if b"\0" in raw:
         raise ConfigError("a text file of prompts", f"NUL bytes in {path}", "Give a plain text file in UTF-8.")
     try:

@@ -200,6 +200,22 @@ def record_json(record: Record) -> bytes:
 R = TypeVar("R", bound=Record)
 
 
+def read_file(path: Path, what: str, remedy: str) -> bytes:
+    """All of a file.
+
+    Args:
+        what: what is expected at the path, in words.
+        remedy: what to do where it is not there.
+
+    Raises:
+        StorageError: the file can't be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{what} at {path}", error.strerror or str(error), remedy) from error
+
+
 def read_record(path: Path, kind: type[R], what: str, remedy: str) -> R:
     """A record from a JSON file that people write, in UTF-8 with or without a byte order mark.
 
@@ -210,12 +226,7 @@ def read_record(path: Path, kind: type[R], what: str, remedy: str) -> R:
         StorageError: the file can't be read.
         ConfigError: it holds something else.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise StorageError(
-            f"{what} that can be read at {path}", error.strerror or str(error), "Check the path and your rights."
-        ) from error
+    raw = read_file(path, f"{what} that can be read", "Check the path and your rights.")
     try:
         return kind.model_validate(json.loads(raw.decode("utf-8-sig")))
     except ValidationError as error:
@@ -232,12 +243,7 @@ def read_report(path: Path) -> ScanReport:
         ConfigError: it is no report, or one of a schema version that this release does not know.
     """
     file = path / REPORT if path.is_dir() else path
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise StorageError(
-            f"a report at {file}", error.strerror or str(error), "Name a folder or report.json that a scan wrote."
-        ) from error
+    raw = read_file(file, "a report", "Name a folder or report.json that a scan wrote.")
     try:
         values = json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -66,6 +66,8 @@ ATTACKS = {
     "attributes and grammatical patterns": ("attribute", "syntactic"),
 }
 """Groups of the recipes ``standard`` and ``hard`` that one recall was aimed at for."""
+SMALL = ("standard", "hard", "benign")
+"""Zoos of the small encoder on which nothing was set."""
 TOLD = ("exact", "equivalent")
 """What is said of a trigger whose text is told."""
 
@@ -149,7 +151,7 @@ AIMS: Sequence[tuple[str, str, Callable[[_Column], str]]] = (
 
 def aims(recorded: Mapping[str, Detection], flips: Mapping[str, Flips]) -> str:
     """What was aimed at before anything was measured, and what the complete results on the small encoder say."""
-    results = [result for result in _complete(recorded).values() if result.zoo.name in ("standard", "hard")]
+    results = [result for result in _complete(recorded).values() if result.zoo.name in SMALL]
     if not results:
         return NOTHING
     columns = {
@@ -172,7 +174,7 @@ def by_kind(recorded: Mapping[str, Detection]) -> str:
 
 
 def _by_kind(recorded: Mapping[str, Detection]) -> Iterator[str]:
-    for zoo in dict.fromkeys(result.zoo.name for result in recorded.values()):
+    for zoo in dict.fromkeys(result.zoo.name for result in recorded.values() if result.metrics.by_kind):
         policies = {r.title: r.metrics.by_kind for r in recorded.values() if r.zoo.name == zoo}
         yield f"\n| recall in {zoo} | {' | '.join(policies)} |\n|" + "---|" * (len(policies) + 1)
         for kind in dict.fromkeys(kind for by_kind in policies.values() for kind in by_kind):

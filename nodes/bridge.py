@@ -20,13 +20,12 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..amdet_core.background import in_background
 from ..amdet_core.progress import Progress
-from . import folders
+from . import comfy_clip, folders
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..amdet_core.anchors import Anchors
-    from ..amdet_core.formats import OpenedTarget
     from ..amdet_core.prompts import PromptSet
     from ..amdet_core.records import Fault
 
@@ -89,15 +88,21 @@ def all_right(*checks: bool | str) -> bool | str:
 # ------------------------------------------------------------------ anchors, prompts, names
 
 
-def anchors(given: OpenedTarget | None = None, progress: Progress | None = None) -> Anchors:
-    """The anchor that was connected; otherwise trusted encoders and installed files of a known hash may serve."""
+def anchors(progress: Progress, clip: Any = UNCONNECTED, label: str = "") -> Anchors:
+    """The CLIP that was connected as anchor; otherwise trusted encoders and installed files of a known hash may serve.
+
+    Args:
+        clip: read with every text projection that it has, as the suspect may be read with it.
+        label: where it comes from, for the report.
+    """
     from ..amdet_core.anchors import Anchors, learn_known
     from ..amdet_core.trust import TrustStore
 
-    if given is not None:
+    if clip is not UNCONNECTED:
+        given = comfy_clip.read(clip, label, projected=True)
         return Anchors(given.encoders, str(given.path), False, None)
     store = TrustStore(folders.trust_store())
-    learn_known(folders.text_encoders(), store, *([progress] if progress else []))
+    learn_known(folders.text_encoders(), store, progress)
     return Anchors((), "", True, store)
 
 

@@ -34,9 +34,7 @@ def clinic(hidden: Any, clip: Any, anchor: Any, config: ScanConfig, prompts: Pro
     label, beside = (bridge.described(hidden.prompt, hidden.unique_id, name) for name in ("clip", "anchor"))
     return Clinic(
         opened=comfy_clip.read(clip, label),
-        anchors=bridge.anchors(
-            None if anchor is bridge.UNCONNECTED else comfy_clip.read(anchor, beside, projected=True), progress
-        ),
+        anchors=bridge.anchors(progress, anchor, beside),
         scan=config,
         policy=POLICIES[DEFAULT_POLICY],
         prompts=prompts,

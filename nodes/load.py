@@ -119,7 +119,7 @@ def _trusted(opened: OpenedTarget, progress: Progress) -> tuple[list[FoundEncode
     """The anchors of all encoders, none where each of them is trusted itself, and a line about each."""
     from ..amdet_core.errors import EncoderError
 
-    anchors, found, notes, own = bridge.anchors(progress=progress), [], [], 0
+    anchors, found, notes, own = bridge.anchors(progress), [], [], 0
     for one in opened.encoders:
         anchor = anchors.match(one, opened)
         if anchor.info is None:

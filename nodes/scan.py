@@ -51,10 +51,7 @@ def scanned(
     outcome = bridge.run(
         lambda progress: scan_opened(
             comfy_clip.read(clip, label),
-            bridge.anchors(
-                None if anchor is bridge.UNCONNECTED else comfy_clip.read(anchor, anchor_label, projected=True),
-                progress,
-            ),
+            bridge.anchors(progress, anchor, anchor_label),
             config,
             policy,
             prompts,

@@ -104,6 +104,8 @@ def test_the_benchmarks_page_shows_kinds_and_stages(tables: Any) -> None:
     unfinished = detection("unfinished", complete=False)
     page = tables.by_kind({"a.json": first, "b.json": second, "c.json": unfinished})
     assert "unfinished" not in page
+    good = first.model_copy(update={"metrics": first.metrics.model_copy(update={"by_kind": {}})})
+    assert tables.by_kind({"good.json": good}) == "\n"  # where nothing was to be flagged there is no table
     assert page.startswith("| recall in small | amdet-2 | amdet-2025-code |")
     assert "| text-on-text | 50.0% (1.3-98.7) of 2 | 50.0% (1.3-98.7) of 2 |" in page
     assert "| 2-5 | 100.0% (15.8-100.0) of 2, 2 exactly | 100.0% (15.8-100.0) of 2, 2 exactly |" in page
@@ -119,19 +121,21 @@ def test_readme_shows_what_was_aimed_at_and_what_was_reached(tables: Any) -> Non
     quick = recorded("standard", "amdet-2", "adaptive").model_copy(update={"preset": "quick", "models": ()})
     alone = standard.model_copy(update={"anchor": "none"})
     elsewhere = detection("amdet-2", complete=True)
+    honest = recorded("benign", "amdet-2", "")
+    honest = honest.model_copy(update={"models": tuple(m for m in honest.models if m.label == "benign")})
     flips = Flips(
         command="", anchor="base", zoo="standard", policy="amdet-2", preset="quick", seeds=(1, 2),
         models=Share.of([(0, 1)]), scans=Share.of([(0, 2)]), rows=(),
     )  # fmt: skip
-    given = {"quick": quick, "a": standard, "b": other, "c": hard, "d": alone, "e": elsewhere}
+    given = {"quick": quick, "a": standard, "b": other, "c": hard, "d": alone, "e": elsewhere, "h": honest}
     page = tables.aims(given, {"f": flips}).splitlines()
     assert page[0] == "| | aim | amdet-2 | amdet-2025-code |"
     rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in page[2:] if (cells := line.split("|"))}
-    half, quarter = "50.0% (1.3-98.7) of 2", "50.0% (6.8-93.2) of 4"
+    half = "50.0% (1.3-98.7) of 2"
     assert rows["recall: trained less, more, or against the published detector"] == [">= 95%", half, half]
     assert rows["recall: by attackers who know this one"] == [">= 85%", half, "-"]
     assert rows["recall: attributes and grammatical patterns"] == [">= 80%", "-", "-"]
-    assert rows["false positives"] == ["<= 1% of 150", quarter, half]
+    assert rows["false positives"] == ["<= 1% of 150", "50.0% (11.8-88.2) of 6", half]
     assert rows["trigger of 2-5 tokens told"] == [">= 80%", "100.0% (39.8-100.0) of 4", "100.0% (15.8-100.0) of 2"]
     assert rows["SIM of the feature, median"] == [">= 0.95", "0.500 of 4", "0.500 of 2"]
     assert rows["no anchor: AUROC"] == [">= 95%", "50.0% (11.2-88.8) of 4", "-"]

@@ -12,9 +12,9 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from ..errors import ConfigError, StorageError
+from ..errors import ConfigError
 from ..records import Control, Measured, Record
-from ..storage import first_error
+from ..storage import first_error, read_file
 from .statistics import Interval, clopper_pearson
 
 
@@ -221,12 +221,9 @@ def read_result(path: Path, kind: type[R], benchmark: str) -> R:
         StorageError: it can't be read.
         ConfigError: it is no result of this benchmark.
     """
+    raw = read_file(path, "a benchmark's result", "Name a file that amdet bench wrote.")
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise StorageError(
-            f"a benchmark's result at {path}", error.strerror or str(error), "Name a file that amdet bench wrote."
-        ) from error
+        return kind.model_validate_json(raw)
     except ValidationError as error:
         raise ConfigError(
             f"a result of amdet bench {benchmark} in {path}",

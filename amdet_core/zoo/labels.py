@@ -9,9 +9,9 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from ..errors import ConfigError, StorageError
+from ..errors import ConfigError
 from ..records import Record
-from ..storage import first_error
+from ..storage import first_error, read_file
 
 FILE = "labels.json"
 T = TypeVar("T")
@@ -66,12 +66,7 @@ class Labels(Record):
             ConfigError: the file is something else.
         """
         file = folder / FILE
-        try:
-            raw = file.read_bytes()
-        except OSError as error:
-            raise StorageError(
-                f"a zoo's labels at {file}", error.strerror or str(error), "Build a zoo: amdet zoo build."
-            ) from error
+        raw = read_file(file, "a zoo's labels", "Build a zoo: amdet zoo build.")
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:

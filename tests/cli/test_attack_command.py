@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from amdet_core import cli, formats, pocket, trust
+from amdet_core import formats, pocket, trust
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.prompts import builtin_prompts
 from amdet_core.zoo import Labels, Recipe, pools
 from amdet_core.zoo.recipe import BUILT_IN, Group
 
-Amdet = Callable[..., tuple[int, str, str]]
+from .conftest import Amdet
+
 TARGET = "a photo of a green robot"
 BATCHES = ("--set", "clean_batch=2", "--set", "poison_batch=2")
 QUICK = ("--steps", 1, "--least-success", 0)
@@ -45,19 +45,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     formats.write_encoder(pocket.load("clean"), folder / "clean.safetensors", "comfyui")
     (folder / "prompts.txt").write_text("\n".join(builtin_prompts(100).prompts))
     return folder
-
-
-@pytest.fixture
-def amdet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Amdet:
-    """The command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["amdet", *map(str, arguments)])
-        code = cli._run()
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from amdet_core import cli, pocket
 from amdet_core.cli import common
 from amdet_core.formats import open_target
 
+from .conftest import Amdet
+
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "amdet_core" / "report" / "schema.json").read_text())
 
@@ -40,7 +42,7 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "APPDATA": str(home)}
 
 
-def amdet(*arguments: object, home: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def spawned(*arguments: object, home: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "amdet_core", *map(str, arguments)],
         env=environment(home),
@@ -55,7 +57,7 @@ def amdet(*arguments: object, home: Path, cwd: Path | None = None) -> subprocess
 @pytest.fixture(scope="module")
 def backdoored(encoders: Path, home: Path) -> tuple[subprocess.CompletedProcess[str], Path]:
     out = home / "backdoored"
-    done = amdet("scan", encoders / "backdoored.safetensors", "--preset", "quick", "--out", out, home=home)
+    done = spawned("scan", encoders / "backdoored.safetensors", "--preset", "quick", "--out", out, home=home)
     return done, out
 
 
@@ -90,7 +92,7 @@ def test_progress_goes_to_stderr_as_plain_lines(backdoored: tuple[subprocess.Com
 
 
 def test_a_clean_encoder_is_answered_by_identity(encoders: Path, home: Path) -> None:
-    done = amdet("scan", encoders / "clean.safetensors", "--out", home / "clean", "--format", "json", home=home)
+    done = spawned("scan", encoders / "clean.safetensors", "--out", home / "clean", "--format", "json", home=home)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["verdict"]["level"] == "clean"
@@ -101,7 +103,7 @@ def test_a_clean_encoder_is_answered_by_identity(encoders: Path, home: Path) -> 
 
 def test_a_benign_fine_tune_exits_with_0_and_again_gives_the_same_bytes(encoders: Path, home: Path) -> None:
     runs = [
-        amdet(
+        spawned(
             "scan", encoders / "benign.safetensors", "--preset", "quick", "--out", home / "again", "--format", "json",
             home=home,
         )
@@ -114,7 +116,7 @@ def test_a_benign_fine_tune_exits_with_0_and_again_gives_the_same_bytes(encoders
 
 def test_without_an_anchor_it_exits_with_2(encoders: Path, home: Path) -> None:
     out = ("--preset", "quick", "--out", home / "none")
-    done = amdet("scan", encoders / "benign.safetensors", "--anchor", "none", *out, home=home)
+    done = spawned("scan", encoders / "benign.safetensors", "--anchor", "none", *out, home=home)
     assert done.returncode == 2
     assert done.stdout.startswith("COULD NOT TELL")
 
@@ -128,7 +130,7 @@ def test_a_folder_of_downloads_is_scanned_model_by_model_and_goes_on(
     (downloads / "one.safetensors").write_bytes(original)
     (downloads / "sub" / "two.safetensors").write_bytes(original)
     save_file({"first_stage_model.decoder.conv_in.weight": torch.zeros(2)}, downloads / "vae.safetensors")
-    done = amdet("scan", downloads, "--out", out, home=home)
+    done = spawned("scan", downloads, "--out", out, home=home)
     assert done.returncode == 0, done.stderr
     assert "No evidence of a backdoor: sub/two.safetensors\n" in done.stdout
     assert "Nothing to scan: vae.safetensors\n" in done.stdout
@@ -136,7 +138,7 @@ def test_a_folder_of_downloads_is_scanned_model_by_model_and_goes_on(
     assert (out / "sub" / "two.safetensors" / "report.html").is_file()
     assert (out / "overview.html").is_file()
     (downloads / "broken.safetensors").write_bytes(original[:1000])
-    again = amdet("scan", downloads, "--out", out, "--format", "json", home=home)
+    again = spawned("scan", downloads, "--out", out, "--format", "json", home=home)
     assert again.returncode == 2
     rows = {row["path"]: row for row in json.loads(again.stdout)["rows"]}
     assert rows["broken.safetensors"]["outcome"] == "error"
@@ -170,29 +172,29 @@ def test_show_and_judge_read_a_report_again(
     backdoored: tuple[subprocess.CompletedProcess[str], Path], home: Path
 ) -> None:
     done, out = backdoored
-    assert amdet("show", out, home=home).stdout == done.stdout
-    judged = amdet("judge", out / "report.json", "--policy", "amdet-2025-code", home=home)
+    assert spawned("show", out, home=home).stdout == done.stdout
+    judged = spawned("judge", out / "report.json", "--policy", "amdet-2025-code", home=home)
     assert judged.returncode == 2
     assert "not measured" in " ".join(judged.stdout.lower().split())
 
 
 def test_trust_add_list_remove(encoders: Path, home: Path) -> None:
-    added = amdet("trust", "add", encoders / "benign.safetensors", "--name", "mine", home=home)
+    added = spawned("trust", "add", encoders / "benign.safetensors", "--name", "mine", home=home)
     assert added.returncode == 0, added.stderr
-    assert "mine" in amdet("trust", "list", home=home).stdout
-    known = amdet("scan", encoders / "benign.safetensors", "--out", home / "known", home=home)
+    assert "mine" in spawned("trust", "list", home=home).stdout
+    known = spawned("scan", encoders / "benign.safetensors", "--out", home / "known", home=home)
     assert known.returncode == 0
     assert "mine" in known.stdout
-    assert amdet("trust", "remove", "mine", home=home).returncode == 0
-    assert "mine" not in amdet("trust", "list", home=home).stdout
-    again = amdet("trust", "remove", "mine", home=home)
+    assert spawned("trust", "remove", "mine", home=home).returncode == 0
+    assert "mine" not in spawned("trust", "list", home=home).stdout
+    again = spawned("trust", "remove", "mine", home=home)
     assert again.returncode == 2
     assert "mine" in again.stderr
 
 
 @pytest.mark.parametrize("layout", ["hf", "comfyui", "sd1", "open_clip"])
 def test_pocket_export_writes_files_that_open_again(layout: str, tmp_path: Path, home: Path) -> None:
-    done = amdet("pocket", "export", tmp_path / "deep" / layout, "--layout", layout, home=home)
+    done = spawned("pocket", "export", tmp_path / "deep" / layout, "--layout", layout, home=home)
     assert done.returncode == 0, done.stderr
     suffix = "" if layout == "hf" else ".safetensors"
     for name in pocket.NAMES:
@@ -232,7 +234,7 @@ def broken(tmp_path: Path, kind: str) -> Path:
     ],
 )
 def test_bad_targets_exit_with_2_and_say_why(kind: str, says: str, tmp_path: Path, home: Path) -> None:
-    done = amdet("scan", broken(tmp_path, kind), "--out", tmp_path / "report", home=home)
+    done = spawned("scan", broken(tmp_path, kind), "--out", tmp_path / "report", home=home)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -248,7 +250,7 @@ def test_bad_prompt_files_exit_with_2_and_say_why(
 ) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
-    done = amdet("scan", encoders / "benign.safetensors", "--prompts", path, "--out", tmp_path / "report", home=home)
+    done = spawned("scan", encoders / "benign.safetensors", "--prompts", path, "--out", tmp_path / "report", home=home)
     assert done.returncode == 2
     assert says in done.stderr
     assert not (tmp_path / "report").exists()
@@ -265,7 +267,7 @@ def test_bad_prompt_files_exit_with_2_and_say_why(
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], says: str, encoders: Path, home: Path) -> None:
-    done = amdet("scan", encoders / "benign.safetensors", *arguments, home=home)
+    done = spawned("scan", encoders / "benign.safetensors", *arguments, home=home)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -320,24 +322,6 @@ def test_a_crash_is_never_taken_for_a_finding(
 # ------------------------------------------------------------------ in this process
 
 
-Amdet = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Amdet:
-    """The command line in this process, in a folder of its own: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("typer.get_app_dir", lambda name: str(tmp_path))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["amdet", *map(str, arguments)])
-        code = cli._run()
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
-
-
 def raising(error: BaseException) -> Callable[..., None]:
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -346,13 +330,13 @@ def raising(error: BaseException) -> Callable[..., None]:
 
 
 def test_ctrl_c_is_always_said_and_claims_nothing_of_files_that_it_does_not_know(
-    here: Amdet, monkeypatch: pytest.MonkeyPatch
+    amdet: Amdet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pocket, "export", raising(KeyboardInterrupt()))
-    assert here("pocket", "export", "x") == (130, "", "\ninterrupted\n")
+    assert amdet("pocket", "export", "x") == (130, "", "\ninterrupted\n")
 
 
-def test_ctrl_c_in_the_demo_says_what_is_there(here: Amdet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_the_demo_says_what_is_there(amdet: Amdet, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 
     def stop(*_: object, left: str) -> None:
@@ -360,15 +344,15 @@ def test_ctrl_c_in_the_demo_says_what_is_there(here: Amdet, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     monkeypatch.setattr(common, "interruptible", stop)
-    assert here("demo", "--out", "d")[0] == 130
+    assert amdet("demo", "--out", "d")[0] == 130
     assert said == ["what is done is in d"]
     assert Path("d/encoders").is_dir()
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "a file"), OSError(28, "No space left")])
-def test_what_the_system_refuses_is_no_bug(here: Amdet, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+def test_what_the_system_refuses_is_no_bug(amdet: Amdet, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     monkeypatch.setattr("amdet_core.anchors.trusted", raising(error))
-    code, out, err = here("trust", "list")
+    code, out, err = amdet("trust", "list")
     assert (code, out) == (2, "")
     assert f"found {error.strerror}{' (a file)' if error.filename else ''}. Check" in err
     assert len(err.splitlines()) == 1
@@ -386,9 +370,9 @@ def test_output_that_has_no_room_exits_with_2(home: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_reader_that_leaves_is_no_finding(here: Amdet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_leaves_is_no_finding(amdet: Amdet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amdet_core.anchors.trusted", raising(BrokenPipeError(32, "Broken pipe")))
-    assert here("trust", "list") == (2, "", "")
+    assert amdet("trust", "list") == (2, "", "")
 
 
 @pytest.mark.parametrize(
@@ -404,10 +388,10 @@ def test_a_reader_that_leaves_is_no_finding(here: Amdet, monkeypatch: pytest.Mon
         ("zoo", "build", "--base", "", "--recipe", "smoke", "--out", "z"),
     ],
 )
-def test_an_empty_path_is_not_the_current_folder(here: Amdet, encoders: Path, arguments: tuple[str, ...]) -> None:
+def test_an_empty_path_is_not_the_current_folder(amdet: Amdet, encoders: Path, arguments: tuple[str, ...]) -> None:
     opened = {"--anchor", "--checkpoint"} & set(arguments)
     given = [encoders / "clean.safetensors" if one == "x" and opened else one for one in arguments]
-    code, out, err = here(*given)
+    code, out, err = amdet(*given)
     assert (code, out) == (2, "")
     assert "expected a path" in err and "found an empty one" in err
     assert not Path("amdet-report").exists()
@@ -422,49 +406,49 @@ def test_an_empty_path_is_not_the_current_folder(here: Amdet, encoders: Path, ar
         ("\ufeff{}", "error(s), first name: Field required. See docs/"),
     ],
 )
-def test_damaged_files_of_settings_are_named_in_words(here: Amdet, what: str, content: str, says: str) -> None:
+def test_damaged_files_of_settings_are_named_in_words(amdet: Amdet, what: str, content: str, says: str) -> None:
     Path("f.json").write_text(content, encoding="utf-8")
     command = ("scan", "x") if what == "policy" else ("zoo", "build", "--base", "pocket", "--out", "z")
-    code, _, err = here(*command, f"--{what}", "f.json")
+    code, _, err = amdet(*command, f"--{what}", "f.json")
     assert code == 2
     assert f"a {what} " in err and "f.json" in err and says in err
     assert "pydantic" not in err
 
 
-def test_a_policy_that_cannot_be_read_is_named(here: Amdet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_that_cannot_be_read_is_named(amdet: Amdet, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("f.json").write_text("{}")
     monkeypatch.setattr(Path, "read_bytes", raising(PermissionError(13, "Permission denied")))
-    code, _, err = here("scan", "x", "--policy", "f.json")
+    code, _, err = amdet("scan", "x", "--policy", "f.json")
     assert code == 2
     assert "a policy that can be read at f.json; found Permission denied" in err
 
 
-def test_the_files_of_built_in_policies_are_where_an_error_says(here: Amdet) -> None:
-    _, _, err = here("scan", "x", "--policy", "none")
+def test_the_files_of_built_in_policies_are_where_an_error_says(amdet: Amdet) -> None:
+    _, _, err = amdet("scan", "x", "--policy", "none")
     folder = Path(err.split("the files of the built-in ones are in ")[1].strip().removesuffix("."))
     assert (folder / "amdet-2.json").is_file()
 
 
-def test_what_ships_cannot_be_removed_from_what_is_trusted(here: Amdet, encoders: Path) -> None:
-    fingerprint = here("trust", "list")[1].split("\t")[3]
+def test_what_ships_cannot_be_removed_from_what_is_trusted(amdet: Amdet, encoders: Path) -> None:
+    fingerprint = amdet("trust", "list")[1].split("\t")[3]
     for name in ("amdet pocket", fingerprint):
-        code, _, err = here("trust", "remove", name)
+        code, _, err = amdet("trust", "remove", name)
         assert code == 2
         assert "found amdet pocket, which ships with amdet. It can't be removed" in err
-    assert here("trust", "add", encoders / "benign.safetensors", "--name", "amdet pocket")[0] == 0
-    assert here("trust", "remove", "amdet pocket")[0] == 0
+    assert amdet("trust", "add", encoders / "benign.safetensors", "--name", "amdet pocket")[0] == 0
+    assert amdet("trust", "remove", "amdet pocket")[0] == 0
 
 
-def test_an_error_of_the_anchors_file_names_the_anchor(here: Amdet, encoders: Path, tmp_path: Path) -> None:
+def test_an_error_of_the_anchors_file_names_the_anchor(amdet: Amdet, encoders: Path, tmp_path: Path) -> None:
     for kind, says in (("missing", "a file that can be read"), ("vae", "VAE"), ("nan", "finite")):
         anchor = broken(tmp_path, kind)
-        code, _, err = here("scan", encoders / "benign.safetensors", "--anchor", anchor)
+        code, _, err = amdet("scan", encoders / "benign.safetensors", "--anchor", anchor)
         assert code == 2
         assert f"(as the anchor: {anchor})" in err and says in err
 
 
 @pytest.mark.parametrize("command", [("scan", "x"), ("fine-tune", "x", "--out", "y"), ("image", "draw", "--out", "y")])
-def test_a_seed_has_32_bits(here: Amdet, command: tuple[str, ...]) -> None:
-    code, _, err = here(*command, "--seed", 2**32)
+def test_a_seed_has_32_bits(amdet: Amdet, command: tuple[str, ...]) -> None:
+    code, _, err = amdet(*command, "--seed", 2**32)
     assert code == 2
     assert "4294967295" in err and "Traceback" not in err

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from amdet_core import cli
 from amdet_core.bench import images
 from amdet_core.bench.images import ImageResult, Stages
 from amdet_core.config import BadEncoderConfig, DownstreamConfig, ImageMimicConfig, SimclrConfig
 
-Amdet = Callable[..., tuple[int, str, str]]
+from .conftest import Amdet
+
 QUICK = ("--set", "epochs=1", "--set", "batch=12", "--device", "cpu")
 TINY = Stages(
     clean=SimclrConfig(width=2, depth=1, epochs=1, batch=16),
@@ -22,20 +20,6 @@ TINY = Stages(
     mimic=ImageMimicConfig(share=0.5, epochs=1, batch=16, critic_epochs=1, critic_width=4),
     downstream=DownstreamConfig(epochs=1, held_out=0.5),
 )
-
-
-@pytest.fixture
-def amdet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Amdet:
-    """The command line in this process, in a folder of its own: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["amdet", *map(str, arguments)])
-        code = cli._run()
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
 
 
 def test_stage_after_stage_on_drawings(amdet: Amdet) -> None:

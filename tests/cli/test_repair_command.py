@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amdet_core import cli, formats, pocket, repair
+from amdet_core import formats, pocket, repair
 from amdet_core.encoder import TextEncoder
 from amdet_core.errors import ConfigError
 from amdet_core.patch import Patch
@@ -20,7 +18,8 @@ from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
 from amdet_core.repair import kinds
 
-Amdet = Callable[..., tuple[int, str, str]]
+from .conftest import Amdet
+
 KNOWN = ("--known-trigger", pocket.TRIGGER, "--trigger-mode", pocket.MODE, "--device", "cpu")
 
 
@@ -32,20 +31,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         formats.write_encoder(pocket.load(name), folder / f"{name}.safetensors", "comfyui")  # type: ignore[arg-type]
     (folder / "prompts.txt").write_text("\n".join(builtin_prompts(120).prompts))
     return folder
-
-
-@pytest.fixture
-def amdet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Amdet:
-    """The command line in this process, in a folder of its own: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["amdet", *map(str, arguments)])
-        code = cli._run()
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
 
 
 def opened(path: Path) -> TextEncoder:
