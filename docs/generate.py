@@ -33,7 +33,7 @@ MARKS = "<!-- results -->\n", "<!-- /results -->"
 AIM_MARKS = "<!-- aims -->\n", "<!-- /aims -->"
 """The same for what was aimed at."""
 REPAIR_MARKS = "<!-- repairs -->\n", "<!-- /repairs -->"
-"""The same for repairs."""
+"""The same for repairs; by kind in docs/repair.md."""
 PAINTER_MARKS = "<!-- painter -->\n", "<!-- /painter -->"
 PICTURES_MARKS = "<!-- pictures -->\n", "<!-- /pictures -->"
 """The same in docs/pocket.md."""
@@ -235,6 +235,12 @@ def benchmark() -> str:
     return _between(page, FLIPS_MARKS, tables.flips(_recorded("flips", _read_flips, "../")))
 
 
+def repair() -> str:
+    """docs/repair.md with what repairs did by kind of attack."""
+    page = (ROOT / "docs" / "repair.md").read_text(encoding="utf-8")
+    return _between(page, REPAIR_MARKS, tables.repairs_by_kind(_recorded("repair", read_repairing, "../")))
+
+
 PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "locales" / "en" / "nodeDefs.json": english,
     **{ROOT / "web" / "docs" / f"{name}.md": partial(help_page, name) for name in _definitions()},
@@ -243,6 +249,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "configuration.md": configuration,
     ROOT / "docs" / "policies.md": policies,
     ROOT / "docs" / "pocket.md": pocket,
+    ROOT / "docs" / "repair.md": repair,
     ROOT / "README.md": readme,
     ROOT / "amdet_core" / "report" / "schema.json": lambda: schema_json().decode(),
 }

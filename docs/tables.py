@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from amdet_core.bench import Detection, Flips, GuardResult, ImageResult, Painting, PictureResult, RepairResult
 from amdet_core.bench.metrics import LENGTHS
-from amdet_core.bench.repairing import METHODS
+from amdet_core.bench.repairing import METHODS, MethodMetrics
 from amdet_core.bench.results import Against, ModelResult, Overall, Result, Share, Texts
 
 R = TypeVar("R", bound=Result)
@@ -218,38 +218,56 @@ def stages(recorded: Mapping[str, Detection]) -> str:
     return "\n".join(rows) + "\n"
 
 
+REPAIR_COLUMNS = (
+    *("method", "n", "nearer to own", "cosine to own", "ASR", "clean cosine", "re-scan clean", "healed", "erased"),
+    "seconds",
+)
+
+
 def repairs(recorded: Mapping[str, RepairResult]) -> str:
-    """Tables of the complete results, by the path of their file: every method over all models, then by kind."""
-    return "\n".join(_repairs(_complete(recorded)))
+    """What every method did over all models of the complete results, by the path of their file, as one table."""
+    return "\n".join(_repairs(_complete(recorded))) + "\n"
 
 
 def _repairs(recorded: Mapping[str, RepairResult]) -> Iterator[str]:
     if not recorded:
-        yield "No repair is recorded yet.\n"
-    columns = (
-        "kind", "method", "n", "nearer to own", "cosine to own", "ASR", "clean cosine", "re-scan clean", "healed",
-        "erased", "seconds",
-    )  # fmt: skip
+        yield NOTHING.strip()
+        return
+    columns = ("zoo", *REPAIR_COLUMNS)
+    yield f"| {' | '.join(columns)} |\n|" + "---|" * len(columns)
     for path, result in recorded.items():
-        unchanged = result.metrics.unchanged
-        what = "all methods" if result.methods == METHODS else ", ".join(result.methods)
-        yield f"[{what} on {result.zoo.name}, {result.policy}]({path})"
-        if unchanged.n:
+        for name, told in result.metrics.overall.items():
+            yield f"| [{result.zoo.name}]({path}) | {_repaired(name, told)} |"
+    for path, result in recorded.items():
+        if (unchanged := result.metrics.unchanged).n:
             share = _percent(unchanged.share, unchanged.interval)
-            yield f"Heal left {share} of {unchanged.n} benign models as they were."
-        yield ""
+            yield f"\nHeal left {share} of {unchanged.n} benign models of [{result.zoo.name}]({path}) as they were."
+
+
+def repairs_by_kind(recorded: Mapping[str, RepairResult]) -> str:
+    """The same by kind of attack: a table for each result."""
+    return "\n".join(_repairs_by_kind(_complete(recorded))).strip("\n") + "\n" if recorded else NOTHING
+
+
+def _repairs_by_kind(recorded: Mapping[str, RepairResult]) -> Iterator[str]:
+    columns = ("kind", *REPAIR_COLUMNS)
+    for path, result in recorded.items():
+        what = "all methods" if result.methods == METHODS else ", ".join(result.methods)
+        yield f"\n[{what} on {result.zoo.name}, {result.policy}]({path})\n"
         yield f"| {' | '.join(columns)} |\n|" + "---|" * len(columns)
-        for kind, methods in {"all": result.metrics.overall, **result.metrics.by_kind}.items():
-            for name, m in methods.items():
-                cells = (
-                    kind, name, f"{m.repaired} of {m.n}", _percent(m.nearer_to_own), _cosine(m.own_cosine),
-                    _percent(m.asr), _cosine(m.clean_cosine),
-                    _percent(m.rescanned_clean.share, m.rescanned_clean.interval),
-                    _percent(m.healed.share, m.healed.interval),
-                    _percent(m.erased.share, m.erased.interval), "-" if m.seconds is None else f"{m.seconds:.0f}",
-                )  # fmt: skip
-                yield f"| {' | '.join(cells)} |"
-        yield ""
+        for kind, methods in result.metrics.by_kind.items():
+            for name, told in methods.items():
+                yield f"| {kind} | {_repaired(name, told)} |"
+
+
+def _repaired(method: str, m: MethodMetrics) -> str:
+    cells = (
+        *(method, f"{m.repaired} of {m.n}", _percent(m.nearer_to_own), _cosine(m.own_cosine)),
+        *(_percent(m.asr), _cosine(m.clean_cosine)),
+        *(_percent(share.share, share.interval) for share in (m.rescanned_clean, m.healed, m.erased)),
+        "-" if m.seconds is None else f"{m.seconds:.0f}",
+    )
+    return " | ".join(cells)
 
 
 def encoders(result: ImageResult) -> str:

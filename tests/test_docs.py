@@ -180,21 +180,22 @@ def repairs(*, complete: bool) -> RepairResult:
     )
 
 
-def test_readme_shows_every_complete_repair_and_no_other(tables: Any) -> None:
-    assert tables.repairs({"a.json": repairs(complete=False)}) == "No repair is recorded yet.\n"
+def test_pages_show_every_complete_repair_and_no_other(tables: Any) -> None:
+    for table in (tables.repairs, tables.repairs_by_kind):
+        assert table({"a.json": repairs(complete=False)}).strip() in ("", "Nothing is recorded yet.")
     page = tables.repairs({"a.json": repairs(complete=True)})
-    assert (
-        "[all methods on small, amdet-2](a.json)\nHeal left 100.0% (2.5-100.0) of 1 benign models as they were.\n\n|"
-        in page
-    )
-    for kind in ("all", "attribute"):
-        for method in METHODS:
-            assert (
-                f"| {kind} | {method} | 1 of 1 | 100.0% | 0.950 | 0.0% | 0.990 | 100.0% (2.5-100.0) "
-                "| 100.0% (2.5-100.0) | 100.0% (2.5-100.0) | 2 |" in page
-            )
+    kinds = tables.repairs_by_kind({"a.json": repairs(complete=True)})
+    assert page.endswith(" |\n\nHeal left 100.0% (2.5-100.0) of 1 benign models of [small](a.json) as they were.\n")
+    assert kinds.startswith("[all methods on small, amdet-2](a.json)\n\n| kind | method |")
+    for method in METHODS:
+        cells = (
+            f"{method} | 1 of 1 | 100.0% | 0.950 | 0.0% | 0.990 | 100.0% (2.5-100.0) "
+            "| 100.0% (2.5-100.0) | 100.0% (2.5-100.0) | 2 |"
+        )
+        assert f"| [small](a.json) | {cells}" in page
+        assert f"| attribute | {cells}" in kinds
     one = repairs(complete=True).model_copy(update={"methods": ("heal",)})
-    both = tables.repairs({"a.json": one, "b.json": repairs(complete=True)})
+    both = tables.repairs_by_kind({"a.json": one, "b.json": repairs(complete=True)})
     assert both.startswith("[heal on small, amdet-2](a.json)\n")
     assert " |\n\n[all methods on small, amdet-2](b.json)\n" in both, "no line of another's table"
 
