@@ -75,6 +75,16 @@ def expected_shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def initial_scale(spec: EncoderSpec, name: str) -> float:
+    """Standard deviation with which a matrix of a layer starts, as in Radford et al., 2021 (its released code)."""
+    match name.split(".")[-2]:
+        case "out_proj" | "fc2":  # what adds to the residual stream
+            return float(spec.width**-0.5 * (2 * spec.layers) ** -0.5)
+        case "fc1":
+            return float((2 * spec.width) ** -0.5)
+    return float(spec.width**-0.5)
+
+
 @dataclass(frozen=True, eq=False)
 class TextEncoder(Layers):
     """Spec, weights and tokenizer of one text encoder. Nothing in it is ever changed in place.

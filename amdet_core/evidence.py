@@ -86,7 +86,7 @@ def spread(suspect: Side, anchor: Side, encoder: str) -> Evidence:
 
     Gaps are measured around each encoder's own mean: one that reads every prompt as nearly the same shows here alone.
     """
-    value, n = suspect.spread / anchor.spread, len(suspect.clean)
+    value, n = carriers.spread(suspect, anchor), len(suspect.clean)
     return Evidence(name="spread", value=value, unit="ratio", direction="lower", n=n, encoder=encoder)
 
 

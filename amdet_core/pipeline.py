@@ -197,8 +197,7 @@ class Stages:
         """The token or character that leads farthest from the anchor, where that is farther than in honest encoders."""
         if self.subject.anchor is None:
             return None
-        suspect, anchor = self.sides
-        spread = min(1.0, suspect.spread / anchor.spread)
+        spread = min(1.0, carriers.spread(*self.sides))
         able = [one for one in self.found.swept if not one.declared]
         far = [one for one in able if spread * one.departure >= self.policy.literal_departure]
         return max(far, key=lambda one: one.departure, default=None)

@@ -61,6 +61,11 @@ class Side:
         return float(self.clean.norm(dim=-1).mean() / self.centre.norm())
 
 
+def spread(one: Side, other: Side) -> float:
+    """How far apart one side reads clean prompts, as a share of how far the other does."""
+    return one.spread / other.spread
+
+
 def drift(one: Side, other: Side) -> float:
     """How differently two sides read the same clean prompts: mean of one minus the cosine, 0 to 2."""
     return float(1 - F.cosine_similarity(one.clean, other.clean, dim=-1).mean())

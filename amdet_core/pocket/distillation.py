@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder, expected_shapes
+from ..encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder, expected_shapes, initial_scale
 from ..memory import fast_products
 from ..progress import Progress
 from ..records import EncoderSpec
@@ -37,8 +37,6 @@ def initial_weights(
     a product of ``(V, rank)`` and ``(rank, D)``.
     """
     generator = torch.Generator().manual_seed(seed)
-    residual = spec.width**-0.5 * (2 * spec.layers) ** -0.5
-    spread = {"out_proj": residual, "fc2": residual, "fc1": (2 * spec.width) ** -0.5}
     weights: dict[str, Tensor] = {}
     for name, shape in expected_shapes(spec).items():
         if name == POSITION_TABLE:
@@ -46,7 +44,7 @@ def initial_weights(
         elif len(shape) == 1:
             weights[name] = torch.full(shape, float("norm" in name and name.endswith("weight")))
         elif name != TOKEN_TABLE:
-            weights[name] = torch.randn(shape, generator=generator) * spread.get(name.split(".")[-2], spec.width**-0.5)
+            weights[name] = torch.randn(shape, generator=generator) * initial_scale(spec, name)
     texts = teacher([tokenizer.text([i]) or "." for i in range(len(tokenizer))])
     centred = texts - texts.mean(0)
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -rank:]

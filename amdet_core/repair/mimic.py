@@ -30,7 +30,7 @@ from .. import imitation
 from ..attacks.benign import FEWEST_PROMPTS, view
 from ..attacks.training import Student, draw, train
 from ..config import MimicConfig
-from ..encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder
+from ..encoder import POSITION_TABLE, TOKEN_TABLE, TextEncoder, initial_scale
 from ..errors import ConfigError
 from ..layers import FINAL_NORM
 from ..memory import Batches
@@ -123,13 +123,11 @@ def measured_weights(
 def fresh(encoder: TextEncoder, config: MimicConfig) -> TextEncoder:
     """The student before training: random, as CLIP's weights start, where the settings say so.
 
-    Norms start at one and biases at zero; matrices as in Radford et al., 2021 (its released code).
+    Norms start at one and biases at zero.
     """
     generator = torch.Generator().manual_seed(config.seed)
     spec = encoder.spec
     kept = spec.layers - round(config.fresh * spec.layers)
-    residual = spec.width**-0.5 * (2 * spec.layers) ** -0.5
-    spread = {"out_proj": residual, "fc2": residual, "fc1": (2 * spec.width) ** -0.5}
     weights = dict(encoder.weights)
     for name, w in encoder.weights.items():
         if name in TABLES:
@@ -139,7 +137,7 @@ def fresh(encoder: TextEncoder, config: MimicConfig) -> TextEncoder:
             if w.ndim == 1:
                 weights[name] = torch.full_like(w, float("norm" in name and name.endswith("weight")))
             else:
-                weights[name] = _random(w, spread.get(name.split(".")[-2], spec.width**-0.5), generator)
+                weights[name] = _random(w, initial_scale(spec, name), generator)
     return encoder.with_weights(weights)
 
 
