@@ -216,7 +216,7 @@ def test_a_recipe_from_a_file_and_what_is_none(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text(recipe.model_dump_json())
     assert Recipe.load(str(tmp_path / "own.json")) == recipe
     assert recipe.sha256 != Recipe.load("smoke").sha256
-    known = "hard, honest, large, paper, smoke, standard, train, visible"
+    known = "benign, hard, honest, large, paper, smoke, standard, train, visible"
     with pytest.raises(ConfigError, match=f"one of {known}, or a recipe file; found 'huge'"):
         Recipe.load("huge")
     for damaged in ("{", "[]", recipe.model_dump_json().replace('"half":1', '"half":2')):
