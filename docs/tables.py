@@ -246,7 +246,8 @@ def _repairs(recorded: Mapping[str, RepairResult]) -> Iterator[str]:
 
 def repairs_by_kind(recorded: Mapping[str, RepairResult]) -> str:
     """The same by kind of attack: a table for each result."""
-    return "\n".join(_repairs_by_kind(_complete(recorded))).strip("\n") + "\n" if recorded else NOTHING
+    page = "\n".join(_repairs_by_kind(_complete(recorded))).strip("\n")
+    return f"{page}\n" if page else NOTHING
 
 
 def _repairs_by_kind(recorded: Mapping[str, RepairResult]) -> Iterator[str]:
