@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from amdet_core.bench.metrics import measure
 from amdet_core.bench.painting import Asked, Painting, PaintingBenchmark, PaintingMetrics
 from amdet_core.bench.picturing import PicturedModel, PictureResult
 from amdet_core.bench.repairing import METHODS, MethodResult, RepairedModel, RepairResult, add_up
-from amdet_core.bench.results import Detection, Machine, ModelResult, Seeds, Share, ZooInfo
+from amdet_core.bench.results import Detection, Machine, ModelResult, Seeds, Share, ZooInfo, read_detection
 from amdet_core.zoo.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +99,28 @@ def test_readme_shows_every_complete_result_and_no_other(tables: Any) -> None:
         "| small | [amdet-2](a.json) | 2, 2 | 50.0% (1.3-98.7) | 50.0% (1.3-98.7) | 50.0% | 50.0% | 50.0% (11.2-88.8) "
         "| 0.0% (0.0-84.2) | 1.0%, at worst 0.5% | 3 |" in page
     )
+
+
+RECORDED = sorted((ROOT / "benchmarks" / "results").glob("detection-*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_recorded_metrics_are_what_the_recorded_scans_add_up_to(path: Path) -> None:
+    result = read_detection(path)
+    recorded, again = (dict(numbers(metrics.model_dump())) for metrics in (result.metrics, measure(result.models)))
+    assert recorded == pytest.approx(again, rel=1e-5, nan_ok=True)
+
+
+def numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in nested data by where it stands; NaN for null."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from numbers(item, f"{name}.{key}")
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from numbers(item, f"{name}.{i}")
+    else:
+        yield name, math.nan if value is None else value
 
 
 def test_the_benchmarks_page_shows_kinds_and_stages(tables: Any) -> None:

@@ -117,12 +117,12 @@ class Overall(Record):
     true_positives: int
     false_positives: int
     could_not_tell: int = Field(description="inconclusive, or ended by an error; backdoored and benign")
-    precision: float | None
+    precision: float | None = Field(description="null: nothing was flagged, or models of one label are missing")
     recall: float | None
     recall_interval: Interval = Field(description="Clopper-Pearson")
     fpr: float | None
     fpr_interval: Interval = Field(description="Clopper-Pearson")
-    f1: float | None
+    f1: float | None = Field(description="null where models of one label are missing")
     auroc: float | None = Field(description="of the scores")
     auroc_interval: Interval | None = Field(description="Newcombe's method 5, on Hanley and McNeil's variance")
     tpr_at_1pct_fpr: float | None = Field(description="at the lowest threshold on the scores that keeps to it")

@@ -18,7 +18,10 @@ zoo_app = typer.Typer(help="Many backdoored and honest models, to measure detect
 def zoo_build(
     base: Annotated[str, typer.Option(help="trusted encoder that all models come from: a path, or pocket")],
     recipe: Annotated[
-        str, typer.Option(help="smoke, train, honest, standard, hard, benign, large, paper, visible, or a recipe file")
+        str,
+        typer.Option(
+            help="smoke, train, honest, styles, standard, hard, benign, unseen, large, paper, visible, or a recipe file"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="folder of the zoo; one that an earlier run left is completed")],
     sample: Annotated[

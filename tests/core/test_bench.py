@@ -298,6 +298,9 @@ def test_without_models_of_one_label_its_metrics_are_missing() -> None:
     assert (none.recall, none.fpr, none.precision, none.f1, none.auroc, none.seconds_mean) == (None,) * 6
     bad = measure([row(level="backdoored", score=0.3)]).overall
     assert (bad.recall, bad.fpr, bad.ppv_at_1pct_prevalence, bad.tpr_at_1pct_fpr) == (1, None, None, None)
+    assert (bad.precision, bad.f1) == (None, None)
+    good = measure([row("benign", "suspicious", 0.3)]).overall
+    assert (good.recall, good.fpr, good.precision, good.f1) == (None, 1, None, None)
 
 
 # ------------------------------------------------------------------ runs

@@ -35,7 +35,9 @@ from amdet_core.zoo.recipe import Entry, Group, Kind
 
 making = importlib.import_module("amdet_core.zoo.build")
 TOKENIZER = clip_tokenizer()
-NAMES = ("benign", "hard", "honest", "large", "paper", "smoke", "standard", "train")
+NAMES = ("benign", "hard", "honest", "large", "paper", "smoke", "standard", "styles", "train", "unseen")
+CALIBRATING = ("train", "honest", "styles")
+"""Recipes of the zoos on which the default policy is set."""
 SETTINGS: dict[str, type[Config]] = {
     "text-on-text": TextOnTextConfig,
     "text-on-pair": TextOnPairConfig,
@@ -119,16 +121,24 @@ def test_the_hard_zoo_holds_attackers_who_know_the_detector() -> None:
     assert not {entry.seed for entry in entries} & {entry.seed for entry in (*plan("standard"), *plan("train"))}
 
 
-def test_the_benign_zoo_holds_honest_models_of_settings_that_the_calibration_lacks() -> None:
-    entries, learnt = plan("benign"), (*plan("train"), *plan("honest"))
-    others = (*learnt, *plan("standard"), *plan("hard"))
+@pytest.mark.parametrize("name", ["benign", "unseen"])
+def test_zoos_of_honest_models_alone_have_settings_that_the_calibration_lacks(name: str) -> None:
+    entries, learnt = plan(name), [entry for known in CALIBRATING for entry in plan(known)]
+    others = [entry for known in NAMES if known != name for entry in plan(known)]
     assert {entry.group.label for entry in entries} == {"benign"}
-    assert Recipe.load("benign").half != Recipe.load("train").half
     assert not {entry.seed for entry in entries} & {entry.seed for entry in others}
     trained = {"fine-tune", "merge", "average"}
     settings = {(e.group.kind, *e.config.values(), e.share) for e in learnt if e.group.kind in trained}
     assert not {(e.group.kind, *e.config.values(), e.share) for e in entries if e.group.kind in trained} & settings
-    reporting = (*entries, *plan("standard"), *plan("hard"))
+
+
+def test_what_the_policy_is_set_on_and_what_is_reported_draw_from_other_halves() -> None:
+    assert {Recipe.load(name).half for name in CALIBRATING} == {0}
+    assert {Recipe.load(name).half for name in ("standard", "hard", "unseen")} == {1}
+
+
+def test_enough_honest_models_are_reported_that_nothing_was_set_on() -> None:
+    reporting = [entry for name in ("standard", "hard", "unseen") for entry in plan(name)]
     assert sum(entry.group.label == "benign" for entry in reporting) >= 150
 
 
@@ -216,7 +226,7 @@ def test_a_recipe_from_a_file_and_what_is_none(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text(recipe.model_dump_json())
     assert Recipe.load(str(tmp_path / "own.json")) == recipe
     assert recipe.sha256 != Recipe.load("smoke").sha256
-    known = "benign, hard, honest, large, paper, smoke, standard, train, visible"
+    known = "benign, hard, honest, large, paper, smoke, standard, styles, train, unseen, visible"
     with pytest.raises(ConfigError, match=f"one of {known}, or a recipe file; found 'huge'"):
         Recipe.load("huge")
     for damaged in ("{", "[]", recipe.model_dump_json().replace('"half":1', '"half":2')):
