@@ -419,7 +419,8 @@ def test_zoo_build_refuses_what_it_cannot_use(amdet: Amdet, home: Path, tmp_path
     for arguments, says in (
         (
             (*base, "--recipe", "huge", "--out", zoo),
-            "one of benign, hard, honest, large, paper, smoke, standard, styles, train, unseen, visible, or a recipe file",
+            "one of benign, hard, honest, large, paper, smoke, standard, styles, train, unseen, visible, "
+            "or a recipe file",
         ),
         ((*base, "--recipe", tmp_path / "broken.json", "--out", zoo), "a recipe as JSON in "),
         (("--base", tmp_path / "gone", "--recipe", own, "--out", zoo), "gone"),
