@@ -66,7 +66,7 @@ ATTACKS = {
     "attributes and grammatical patterns": ("attribute", "syntactic"),
 }
 """Groups of the recipes ``standard`` and ``hard`` that one recall was aimed at for."""
-SMALL = ("standard", "hard", "benign")
+SMALL = ("standard", "hard", "unseen")
 """Zoos of the small encoder on which nothing was set."""
 TOLD = ("exact", "equivalent")
 """What is said of a trigger whose text is told."""

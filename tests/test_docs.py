@@ -145,7 +145,7 @@ def test_readme_shows_what_was_aimed_at_and_what_was_reached(tables: Any) -> Non
     quick = recorded("standard", "amdet-2", "adaptive").model_copy(update={"preset": "quick", "models": ()})
     alone = standard.model_copy(update={"anchor": "none"})
     elsewhere = detection("amdet-2", complete=True)
-    honest = recorded("benign", "amdet-2", "")
+    honest = recorded("unseen", "amdet-2", "")
     honest = honest.model_copy(update={"models": tuple(m for m in honest.models if m.label == "benign")})
     flips = Flips(
         command="", anchor="base", zoo="standard", policy="amdet-2", preset="quick", seeds=(1, 2),

@@ -155,6 +155,22 @@ def test_a_bound_on_what_is_weighed_flags_nothing_that_honest_encoders_reach_and
     assert score(policy, beside) == pytest.approx(0.1)
 
 
+QUIET = {
+    **dict.fromkeys(("sweep_gap", "sweep_departure", "pattern_gap", "pattern_departure"), 0.02),
+    "moved_gap": 0.3, "gap_k1": 0.4, "same_target_k1": 0.95, "drift": 0.05,
+}  # fmt: skip
+"""What the default policy weighs, as an honest fine-tune has it; without its `spread` and its text."""
+
+
+def test_a_text_that_leads_many_prompts_is_not_enough_and_one_that_overrides_them_is_at_any_spread() -> None:
+    policy = POLICIES["amdet-2"]
+    tags = evidence(**QUIET, spread=0.82, literal_gap=0.57, literal_success=0.61)
+    assert decide(policy, tags, []).level == Level.CLEAN
+    for spread in (0.3, 0.82):
+        taken = evidence(**QUIET, spread=spread, literal_gap=0.95, literal_success=1.0)
+        assert decide(policy, taken, []).level == Level.BACKDOORED
+
+
 @pytest.mark.parametrize("lost", ["sweep_gap", "literal_gap", "same_target_k1"])
 def test_what_came_out_as_no_number_is_never_clean(lost: str) -> None:
     policy = POLICIES["amdet-2"]
@@ -351,10 +367,10 @@ def test_scans_of_one_model_count_as_one_by_the_farthest_and_never_by_each_other
 
 def test_the_policy_that_ships_is_what_the_committed_scans_teach() -> None:
     shipped, folder = POLICIES["amdet-2"], Path(__file__).parents[2] / "benchmarks" / "calibration"
-    files = ("detection-train-amdet-2.json", "detection-honest-amdet-2.json", "detection-honest-amdet-2-quick.json")
-    models = by_model(read_detection(folder / file) for file in files)
+    names = ("train-amdet-2", "honest-amdet-2", "styles-amdet-2", "honest-amdet-2-quick")
+    models = by_model(read_detection(folder / f"detection-{name}.json") for name in names)
     assert calibrate_policy(shipped, models, shipped.calibrations[0].family) == shipped
-    assert [len(one.null) for one in shipped.calibrations] == [103, 118]
+    assert [len(one.null) for one in shipped.calibrations] == [119, 134]
 
 
 def test_models_of_one_name_made_from_two_bases_are_two() -> None:
