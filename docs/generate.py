@@ -134,7 +134,7 @@ def _calibration(calibration: Calibration) -> Iterator[str]:
         f"{calibration.bound:.2f} times as far as they do, a rate of {calibration.kept_rate:.1%}; those bounds flag "
         f"{calibration.alarms} of them.{known if backdoored else ''}\n"
     )
-    yield "| evidence | honest ones up to | says |\n|---|---|---|"
+    yield "| evidence | honest ones, or noise, up to | says |\n|---|---|---|"
     for term in calibration.terms:
         yield f"| `{term.name}` | {max(term.honest, term.least):.3f} | {term.words} |"
     yield ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from random import Random
 
@@ -169,6 +170,14 @@ def test_a_text_that_leads_many_prompts_is_not_enough_and_one_that_overrides_the
     for spread in (0.3, 0.82):
         taken = evidence(**QUIET, spread=spread, literal_gap=0.95, literal_success=1.0)
         assert decide(policy, taken, []).level == Level.BACKDOORED
+
+
+def test_below_what_the_gravest_finding_asks_of_a_text_its_gap_and_share_are_noise() -> None:
+    policy = POLICIES["amdet-2"]
+    (finding,) = (one for one in policy.findings if any(when.evidence == "literal_success" for when in one.when))
+    terms = [one for known in policy.calibrations for one in known.terms if "literal_success" in one.times]
+    assert len(terms) == len(policy.calibrations)
+    assert {term.least for term in terms} == {prod(when.bound for when in finding.when)}
 
 
 @pytest.mark.parametrize("lost", ["sweep_gap", "literal_gap", "same_target_k1"])
