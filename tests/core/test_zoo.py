@@ -134,7 +134,7 @@ def test_zoos_of_honest_models_alone_have_settings_that_the_calibration_lacks(na
 
 def test_what_the_policy_is_set_on_and_what_is_reported_draw_from_other_halves() -> None:
     assert {Recipe.load(name).half for name in CALIBRATING} == {0}
-    assert {Recipe.load(name).half for name in ("standard", "hard", "unseen")} == {1}
+    assert {Recipe.load(name).half for name in ("standard", "hard", "benign", "unseen")} == {1}
 
 
 def test_enough_honest_models_are_reported_that_nothing_was_set_on() -> None:
