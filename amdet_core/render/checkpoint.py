@@ -19,6 +19,7 @@ from ..errors import ConfigError, EncoderError, StorageError
 from ..formats.files import read_json
 from ..formats.folders import PIPELINE
 from ..formats.source import open_source
+from ..memory import multiplies_bfloat16
 
 CONFIGS = Path(__file__).with_name("configs")
 INSTALL = 'Install it: pip install -c constraints.txt -e ".[render]" in the clone of amdet.'
@@ -133,7 +134,8 @@ def load(checkpoint: Checkpoint, device: torch.device, prediction: str | None = 
     """The pipeline of diffusers without text encoders, on its device or streamed to it where there is little room.
 
     Args:
-        device: in half precision on a GPU; on the CPU in float32, and XL in bfloat16, as it would take 11 GB else.
+        device: in half precision on a GPU; on the CPU in float32, which takes 11 GB for XL, or that in bfloat16 where
+            the processor has units for it: without them a convolution takes hundreds of times as long.
         prediction: epsilon or v_prediction, where the user knows better than the file.
 
     Raises:
@@ -175,7 +177,7 @@ def load(checkpoint: Checkpoint, device: torch.device, prediction: str | None = 
 def _precision(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     if device.type != "cpu":
         return torch.float16
-    return torch.bfloat16 if checkpoint.family == "sdxl" else torch.float32
+    return torch.bfloat16 if checkpoint.family == "sdxl" and multiplies_bfloat16(device) else torch.float32
 
 
 def _schedule(pipeline: Any, checkpoint: Checkpoint, prediction: str | None) -> None:

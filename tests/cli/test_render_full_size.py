@@ -75,10 +75,13 @@ def test_a_single_file_of_real_shape_is_painted_with_and_is_loaded_once(family: 
 
 
 def _scanned(checkpoint: Path) -> jobs.Outcome:
-    """A look of two steps: what it recovers is nothing, but it has the shape of a feature."""
-    short = ContrastConfig(vectors=(1,), seeds=1, steps=2, draws=1, restarts=1, prompts=2, pool=8, held_out=8)
+    """A look of two steps at few short prompts: what it recovers is nothing, but it has the shape of a feature."""
+    short = ContrastConfig(
+        vectors=(1,), seeds=1, steps=2, draws=1, restarts=1, prompts=2, pool=4, held_out=8, prompt_tokens=(4,),
+        targets=1,
+    )  # fmt: skip
     config = ScanConfig(contrast=short, landscape=None)
     opened = open_target(checkpoint)
     return jobs.scan_opened(
-        opened, Anchors.of("none", None), config, load_policy(DEFAULT_POLICY), builtin_prompts(200), torch.device("cpu")
+        opened, Anchors.of("none", None), config, load_policy(DEFAULT_POLICY), builtin_prompts(40), torch.device("cpu")
     )

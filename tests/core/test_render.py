@@ -13,18 +13,21 @@ import torch
 from safetensors.torch import save_file
 
 from amdet_core import pocket, trust
+from amdet_core.anchors import Anchors
 from amdet_core.cli import _run
-from amdet_core.config import RenderConfig
+from amdet_core.config import ContrastConfig, RenderConfig, ScanConfig, SearchConfig, SweepConfig
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, EncoderError, StorageError
 from amdet_core.formats import only_encoder, open_target, write_encoder
 from amdet_core.gallery import gallery
-from amdet_core.jobs import Job, run_job
+from amdet_core.jobs import Job, run_job, scan_opened
 from amdet_core.pocket.painter.pipeline import write_pipeline
+from amdet_core.policy import POLICIES
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import ScanReport
+from amdet_core.render import checkpoint as checkpoints
 from amdet_core.render import painting, render
-from amdet_core.render.checkpoint import Checkpoint, look_into
+from amdet_core.render.checkpoint import Checkpoint, Family, look_into
 from amdet_core.render.conditioning import Conditioner, Insertion
 from amdet_core.storage import publish, read_report
 
@@ -141,6 +144,17 @@ def test_marks_of_single_files_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "units", "precision"),
+    [("sdxl", True, torch.bfloat16), ("sdxl", False, torch.float32), ("sd1", True, torch.float32)],
+)
+def test_a_processor_without_units_for_bfloat16_paints_in_float32(
+    family: Family, units: bool, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "multiplies_bfloat16", lambda _: units)
+    assert checkpoints._precision(Checkpoint(Path("x"), family, (768,), 512), torch.device("cpu")) is precision
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"without": "model.diffusion_model"}, "no image model"),
@@ -178,11 +192,14 @@ def painter_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory, painter_weights: Path, backdoored: TextEncoder) -> Path:
-    """A scanned suspect with its report, and a checkpoint of the clean encoder."""
+    """A suspect with the report of a short scan, and a checkpoint of the clean encoder."""
     root = tmp_path_factory.mktemp("scene")
     pocket.export(root / "encoders")
     write_pipeline(root / "checkpoint", pocket.load("clean"), painter_weights)
-    outcome = run_job(Job(target=root / "encoders" / "backdoored", preset="quick"))
+    short = ContrastConfig(vectors=(1,), seeds=1, steps=5, restarts=2, draws=2, targets=1)
+    config = ScanConfig(sweep=SweepConfig(rows=16), search=SearchConfig(), contrast=short, landscape=None)
+    opened, anchors = open_target(root / "encoders" / "backdoored"), Anchors.of("auto", None)
+    outcome = scan_opened(opened, anchors, config, POLICIES["amdet-2"], builtin_prompts(200), torch.device("cpu"))
     publish(root / "report", outcome.files)
     return root
 
