@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from amdet_core import sweep
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder, expected_shapes
 from amdet_core.records import EncoderSpec
 from amdet_core.tokenizer import clip_tokenizer
@@ -28,6 +29,12 @@ def with_added_tokens(encoder: TextEncoder, count: int) -> TextEncoder:
     rows = torch.randn(count, encoder.spec.width, generator=torch.Generator().manual_seed(3)) * table.std()
     spec = encoder.spec.model_copy(update={"vocabulary": encoder.spec.vocabulary + count})
     return TextEncoder(spec, {**encoder.weights, TOKEN_TABLE: torch.cat((table, rows))}, encoder.tokenizer)
+
+
+def few_candidates(monkeypatch: pytest.MonkeyPatch, *more: int) -> None:
+    """A sweep tries a hundred tokens and these, in place of all: for tests of what is made of its leads."""
+    monkeypatch.setattr(sweep, "single_tokens", lambda _: tuple((i,) for i in (*range(1000, 1100), *more)))
+    monkeypatch.setattr(sweep, "characters", lambda _: ())
 
 
 @pytest.fixture(scope="session")

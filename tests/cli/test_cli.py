@@ -20,6 +20,7 @@ from amdet_core import cli, pocket
 from amdet_core.cli import common
 from amdet_core.formats import open_target
 
+from ..conftest import few_candidates
 from .conftest import Amdet
 
 ROOT = Path(__file__).parents[2]
@@ -42,11 +43,11 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "APPDATA": str(home)}
 
 
-def spawned(*arguments: object, home: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def spawned(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "amdet_core", *map(str, arguments)],
         env=environment(home),
-        cwd=cwd or home,
+        cwd=home,
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -101,48 +102,46 @@ def test_a_clean_encoder_is_answered_by_identity(encoders: Path, home: Path) -> 
     assert json.loads((home / "clean" / "report.json").read_text()) == report
 
 
-def test_a_benign_fine_tune_exits_with_0_and_again_gives_the_same_bytes(encoders: Path, home: Path) -> None:
-    runs = [
-        spawned(
-            "scan", encoders / "benign.safetensors", "--preset", "quick", "--out", home / "again", "--format", "json",
-            home=home,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
-    first, second = (json.loads(run.stdout) | {"timings": {}} for run in runs)
+def test_a_benign_fine_tune_exits_with_0_and_again_gives_the_same_bytes(
+    encoders: Path, amdet: Amdet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_candidates(monkeypatch)
+    command = ("scan", encoders / "benign.safetensors", "--preset", "quick", "--out", "again", "--format", "json")
+    runs = [amdet(*command) for _ in range(2)]
+    assert [code for code, _, _ in runs] == [0, 0], runs
+    first, second = (json.loads(out) | {"timings": {}} for _, out, _ in runs)
     assert json.dumps(first) == json.dumps(second)
 
 
-def test_without_an_anchor_it_exits_with_2(encoders: Path, home: Path) -> None:
-    out = ("--preset", "quick", "--out", home / "none")
-    done = spawned("scan", encoders / "benign.safetensors", "--anchor", "none", *out, home=home)
-    assert done.returncode == 2
-    assert done.stdout.startswith("COULD NOT TELL")
+def test_without_an_anchor_it_exits_with_2(encoders: Path, amdet: Amdet, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_candidates(monkeypatch)
+    code, out, _ = amdet("scan", encoders / "benign.safetensors", "--anchor", "none", "--preset", "quick")
+    assert code == 2
+    assert out.startswith("COULD NOT TELL")
 
 
 def test_a_folder_of_downloads_is_scanned_model_by_model_and_goes_on(
-    encoders: Path, home: Path, tmp_path: Path
+    encoders: Path, amdet: Amdet, tmp_path: Path
 ) -> None:
-    downloads, out = tmp_path / "downloads", tmp_path / "out"
+    downloads, reports = tmp_path / "downloads", tmp_path / "out"
     (downloads / "sub").mkdir(parents=True)
     original = (encoders / "clean.safetensors").read_bytes()
     (downloads / "one.safetensors").write_bytes(original)
     (downloads / "sub" / "two.safetensors").write_bytes(original)
     save_file({"first_stage_model.decoder.conv_in.weight": torch.zeros(2)}, downloads / "vae.safetensors")
-    done = spawned("scan", downloads, "--out", out, home=home)
-    assert done.returncode == 0, done.stderr
-    assert "No evidence of a backdoor: sub/two.safetensors\n" in done.stdout
-    assert "Nothing to scan: vae.safetensors\n" in done.stdout
-    assert done.stdout.endswith("3 models: 2 no evidence found, 1 without a text encoder.\n")
-    assert (out / "sub" / "two.safetensors" / "report.html").is_file()
-    assert (out / "overview.html").is_file()
+    code, out, err = amdet("scan", downloads, "--out", reports)
+    assert code == 0, err
+    assert "No evidence of a backdoor: sub/two.safetensors\n" in out
+    assert "Nothing to scan: vae.safetensors\n" in out
+    assert out.endswith("3 models: 2 no evidence found, 1 without a text encoder.\n")
+    assert (reports / "sub" / "two.safetensors" / "report.html").is_file()
+    assert (reports / "overview.html").is_file()
     (downloads / "broken.safetensors").write_bytes(original[:1000])
-    again = spawned("scan", downloads, "--out", out, "--format", "json", home=home)
-    assert again.returncode == 2
-    rows = {row["path"]: row for row in json.loads(again.stdout)["rows"]}
+    code, out, err = amdet("scan", downloads, "--out", reports, "--format", "json")
+    assert code == 2
+    rows = {row["path"]: row for row in json.loads(out)["rows"]}
     assert rows["broken.safetensors"]["outcome"] == "error"
-    assert [line for line in again.stderr.splitlines() if line.startswith("[")] == ["[1/4 broken.safetensors]"]
+    assert [line for line in err.splitlines() if line.startswith("[")] == ["[1/4 broken.safetensors]"]
 
 
 def test_reports_of_targets_of_one_name_do_not_replace_each_other(
@@ -169,33 +168,33 @@ def test_reports_of_targets_of_one_name_do_not_replace_each_other(
 
 
 def test_show_and_judge_read_a_report_again(
-    backdoored: tuple[subprocess.CompletedProcess[str], Path], home: Path
+    backdoored: tuple[subprocess.CompletedProcess[str], Path], amdet: Amdet
 ) -> None:
-    done, out = backdoored
-    assert spawned("show", out, home=home).stdout == done.stdout
-    judged = spawned("judge", out / "report.json", "--policy", "amdet-2025-code", home=home)
-    assert judged.returncode == 2
-    assert "not measured" in " ".join(judged.stdout.lower().split())
+    done, folder = backdoored
+    assert amdet("show", folder)[1] == done.stdout
+    code, out, _ = amdet("judge", folder / "report.json", "--policy", "amdet-2025-code")
+    assert code == 2
+    assert "not measured" in " ".join(out.lower().split())
 
 
-def test_trust_add_list_remove(encoders: Path, home: Path) -> None:
-    added = spawned("trust", "add", encoders / "benign.safetensors", "--name", "mine", home=home)
-    assert added.returncode == 0, added.stderr
-    assert "mine" in spawned("trust", "list", home=home).stdout
-    known = spawned("scan", encoders / "benign.safetensors", "--out", home / "known", home=home)
-    assert known.returncode == 0
-    assert "mine" in known.stdout
-    assert spawned("trust", "remove", "mine", home=home).returncode == 0
-    assert "mine" not in spawned("trust", "list", home=home).stdout
-    again = spawned("trust", "remove", "mine", home=home)
-    assert again.returncode == 2
-    assert "mine" in again.stderr
+def test_trust_add_list_remove(encoders: Path, amdet: Amdet) -> None:
+    code, _, err = amdet("trust", "add", encoders / "benign.safetensors", "--name", "mine")
+    assert code == 0, err
+    assert "mine" in amdet("trust", "list")[1]
+    code, out, _ = amdet("scan", encoders / "benign.safetensors", "--out", "known")
+    assert code == 0
+    assert "mine" in out
+    assert amdet("trust", "remove", "mine")[0] == 0
+    assert "mine" not in amdet("trust", "list")[1]
+    code, _, err = amdet("trust", "remove", "mine")
+    assert code == 2
+    assert "mine" in err
 
 
 @pytest.mark.parametrize("layout", ["hf", "comfyui", "sd1", "open_clip"])
-def test_pocket_export_writes_files_that_open_again(layout: str, tmp_path: Path, home: Path) -> None:
-    done = spawned("pocket", "export", tmp_path / "deep" / layout, "--layout", layout, home=home)
-    assert done.returncode == 0, done.stderr
+def test_pocket_export_writes_files_that_open_again(layout: str, tmp_path: Path, amdet: Amdet) -> None:
+    code, _, err = amdet("pocket", "export", tmp_path / "deep" / layout, "--layout", layout)
+    assert code == 0, err
     suffix = "" if layout == "hf" else ".safetensors"
     for name in pocket.NAMES:
         opened = open_target(tmp_path / "deep" / layout / f"{name}{suffix}")
@@ -233,12 +232,12 @@ def broken(tmp_path: Path, kind: str) -> Path:
         ("nan", "NaN"),
     ],
 )
-def test_bad_targets_exit_with_2_and_say_why(kind: str, says: str, tmp_path: Path, home: Path) -> None:
-    done = spawned("scan", broken(tmp_path, kind), "--out", tmp_path / "report", home=home)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def test_bad_targets_exit_with_2_and_say_why(kind: str, says: str, tmp_path: Path, amdet: Amdet) -> None:
+    code, out, err = amdet("scan", broken(tmp_path, kind), "--out", "report")
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+    assert out == ""
     assert not (tmp_path / "report").exists()
 
 
@@ -246,13 +245,13 @@ def test_bad_targets_exit_with_2_and_say_why(kind: str, says: str, tmp_path: Pat
     ("content", "says"), [(b"", "different prompts"), (b"a\0b\n" * 50, "NUL"), (b"caf\xe9\n" * 50, "UTF-8")]
 )
 def test_bad_prompt_files_exit_with_2_and_say_why(
-    content: bytes, says: str, encoders: Path, tmp_path: Path, home: Path
+    content: bytes, says: str, encoders: Path, tmp_path: Path, amdet: Amdet
 ) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
-    done = spawned("scan", encoders / "benign.safetensors", "--prompts", path, "--out", tmp_path / "report", home=home)
-    assert done.returncode == 2
-    assert says in done.stderr
+    code, _, err = amdet("scan", encoders / "benign.safetensors", "--prompts", path, "--out", "report")
+    assert code == 2
+    assert says in err
     assert not (tmp_path / "report").exists()
 
 
@@ -266,11 +265,11 @@ def test_bad_prompt_files_exit_with_2_and_say_why(
         (["--no-such-option"], "No such option"),
     ],
 )
-def test_wrong_usage_exits_with_2(arguments: list[str], says: str, encoders: Path, home: Path) -> None:
-    done = spawned("scan", encoders / "benign.safetensors", *arguments, home=home)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+def test_wrong_usage_exits_with_2(arguments: list[str], says: str, encoders: Path, amdet: Amdet) -> None:
+    code, _, err = amdet("scan", encoders / "benign.safetensors", *arguments)
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C can't be sent to a single child on Windows")

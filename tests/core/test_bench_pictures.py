@@ -21,6 +21,8 @@ from amdet_core.trust import fingerprint
 from amdet_core.zoo.labels import Label
 from amdet_core.zoo.recipe import Recipe
 
+from ..conftest import few_candidates
+
 TARGET: Pair = ("white", "teapot")
 
 
@@ -75,6 +77,7 @@ def task(zoo: Path, one: Label) -> tuple[Label, PictureBenchmark, str]:
 
 @pytest.fixture(autouse=True)
 def telepathy(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_candidates(monkeypatch, *pocket.load("clean").tokenizer.encode(pocket.TRIGGER))
     monkeypatch.setattr(picturing, "Painter", Telepath)
     monkeypatch.setattr(picturing, "load_part", lambda part, folder: reader())
 

@@ -24,6 +24,9 @@ def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(condition, "CLEAN_PROMPTS", 32)
 
 
+FEW = {"erase.prompts": 12, "erase.clean_prompts": 64, "erase.clean_weights": [32.0]}
+
+
 TOKENS = tuple(pocket.load("clean").tokenizer.encode(pocket.TRIGGER))
 
 
@@ -118,7 +121,7 @@ def test_erase_alone_is_measured_without_an_anchor_and_on_backdoored_models_only
 
     monkeypatch.setattr(Clinic, "scanned", scan)
     monkeypatch.setattr(repairing, "EXAMPLES", 16)
-    benchmark = RepairBenchmark(zoo=zoo, preset="quick", device="cpu", methods=("erase",))
+    benchmark = RepairBenchmark(zoo=zoo, preset="quick", device="cpu", methods=("erase",), settings=FEW)
     result = run_repair(benchmark, tmp_path / "result.json")
     ill, well = result.models
     assert scans[0] == ("backdoored.safetensors", "", True), "no anchor is given"

@@ -12,21 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amdet_core import pocket, sweep
+from amdet_core import pocket
 from amdet_core.anchors import Anchors
 from amdet_core.attacks import Placement
 from amdet_core.config import ContrastConfig, LandscapeConfig, ScanConfig
 from amdet_core.encoder import TOKEN_TABLE, TextEncoder
 from amdet_core.errors import ConfigError, EncoderError
 from amdet_core.formats import FoundEncoder, OpenedTarget, file_sha256, open_target, write_encoder
-from amdet_core.jobs import MOVED_ALONE, Job, choose_device, joined, run_job, scan_opened
+from amdet_core.jobs import MOVED_ALONE, Job, Outcome, choose_device, joined, run_job, scan_opened
 from amdet_core.policy import POLICIES
 from amdet_core.prompts import builtin_prompts
 from amdet_core.records import Level
 from amdet_core.scan import plan
 from amdet_core.tokenizer import clip_tokenizer
 
-from ..conftest import with_added_tokens
+from ..conftest import few_candidates, with_added_tokens
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,16 @@ def sdxl(encoders: Path) -> Path:
     return encoders / "sdxl.safetensors"
 
 
-def test_both_encoders_of_a_checkpoint_are_scanned_and_the_worse_verdict_counts(sdxl: Path) -> None:
-    outcome = run_job(Job(target=sdxl, preset="quick"))
+@pytest.fixture(scope="module")
+def outcome(sdxl: Path) -> Outcome:
+    """A scan of that checkpoint which knows the trigger of the first encoder."""
+    place, generator = Placement.parse(pocket.MODE), torch.Generator().manual_seed(0)
+    return run_job(
+        Job(target=sdxl, preset="quick"), place_trigger=lambda prompt: place.put(pocket.TRIGGER, prompt, generator)
+    )
+
+
+def test_both_encoders_of_a_checkpoint_are_scanned_and_the_worse_verdict_counts(outcome: Outcome) -> None:
     report = outcome.report
     assert [encoder.name for encoder in report.target.encoders] == ["clip_l", "clip_g"]
     assert report.verdict.level == Level.BACKDOORED
@@ -67,8 +75,7 @@ def test_an_encoder_of_another_shape_than_its_anchor_is_scanned_and_the_report_s
     tmp_path: Path, layout: Literal["hf", "comfyui"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trigger = clip_tokenizer().encode(pocket.TRIGGER)[0]
-    monkeypatch.setattr(sweep, "single_tokens", lambda _: tuple((i,) for i in (*range(1000, 1100), trigger)))
-    monkeypatch.setattr(sweep, "characters", lambda _: ())
+    few_candidates(monkeypatch, trigger)
     config = plan(POLICIES["amdet-2"], "quick", 42).model_copy(update={"search": None, "landscape": None})
     found = {}
     for name in pocket.NAMES:
@@ -94,8 +101,7 @@ def test_an_encoder_of_another_shape_than_its_anchor_is_scanned_and_the_report_s
 def test_untried_tokens_are_spoken_of_only_where_rows_of_others_moved(
     tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "single_tokens", lambda _: tuple((i,) for i in range(1000, 1100)))
-    monkeypatch.setattr(sweep, "characters", lambda _: ())
+    few_candidates(monkeypatch)
     config = plan(POLICIES["amdet-2"], "quick", 42).model_copy(update={"search": None, "landscape": None})
     weights = {name: tensor.clone() for name, tensor in pocket.load("clean").weights.items()}
     weights["encoder.layers.0.mlp.fc1.bias"] += 1e-3
@@ -108,12 +114,7 @@ def test_untried_tokens_are_spoken_of_only_where_rows_of_others_moved(
     assert (MOVED_ALONE in report.not_checked) is (moved > 0)
 
 
-def test_the_recovered_feature_does_what_the_known_trigger_does(encoders: Path) -> None:
-    place, generator = Placement.parse(pocket.MODE), torch.Generator().manual_seed(0)
-    outcome = run_job(
-        Job(target=encoders / "backdoored.safetensors", preset="quick"),
-        place_trigger=lambda prompt: place.put(pocket.TRIGGER, prompt, generator),
-    )
+def test_the_recovered_feature_does_what_the_known_trigger_does(outcome: Outcome) -> None:
     fidelity = outcome.report.candidates[0].indicators["fidelity"]
     assert fidelity is not None
     assert fidelity > 0.9

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from amdet_core.errors import NumericalError
@@ -106,7 +107,11 @@ def test_roughened_pictures_are_still_the_same_pictures() -> None:
 
 
 @pytest.mark.slow
-def test_the_reader_learns_colours_within_200_steps(tmp_path: Path) -> None:
+def test_the_reader_learns_colours_within_200_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small reader, of pictures of half their size."""
+    whole = losses.to_tensor
+    monkeypatch.setattr(losses, "to_tensor", lambda pixels: F.avg_pool2d(whole(pixels), 2))
+    monkeypatch.setattr(networks, "READER_WIDTHS", (16, 32, 64, 64))
     work = replace(painter.work(tmp_path, 200), batches={**painter.BATCHES, "reader": 32})
     module = networks.Reader()
     module.load_state_dict(recipe.train_reader(work, silent))

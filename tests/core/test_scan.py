@@ -34,6 +34,7 @@ from amdet_core.surface import surround
 from amdet_core.tails import Side
 from amdet_core.verdict import decide
 
+from ..conftest import few_candidates
 from .planted import planted
 
 PROMPTS = builtin_prompts(200)
@@ -72,12 +73,6 @@ def test_all_stages_leave_their_evidence(toy: TextEncoder) -> None:
     assert [tuple(feature.vectors.shape) for feature in found.features] == [(1, 64), (2, 64)]
     assert {"forensics", "contrast k=1", "contrast k=2", "landscape"} <= set(steps)
     assert found.timings.keys() == {"forensics", "spread", "contrast", "names"}
-
-
-def few_candidates(monkeypatch: pytest.MonkeyPatch, *more: int) -> None:
-    """The sweep tries some tokens alone."""
-    monkeypatch.setattr(module.token_sweep, "single_tokens", lambda _: tuple((i,) for i in (*range(1000, 1100), *more)))
-    monkeypatch.setattr(module.token_sweep, "characters", lambda _: ())
 
 
 def test_the_cascade_names_the_token_that_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
