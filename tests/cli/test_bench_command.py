@@ -18,6 +18,8 @@ from amdet_core.bench import read_detection
 from amdet_core.policy import POLICIES, load_policy
 from amdet_core.zoo import Label, Labels
 
+from .conftest import Amdet
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -48,19 +50,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def bench(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "amdet_core", "bench", "detection", *map(str, arguments)]
+@pytest.fixture
+def detection(folder: Path, amdet: Amdet, monkeypatch: pytest.MonkeyPatch) -> Amdet:
+    """The command, run in that folder."""
+    monkeypatch.chdir(folder)
+    return lambda *arguments: amdet("bench", "detection", *arguments)
 
 
-def amdet(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(bench(*arguments), cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=600)
-
-
-def test_several_policies_write_one_file_each_with_the_command_that_makes_it(folder: Path) -> None:
-    done = amdet(
-        "--zoo", folder / "quick", "--policy", "amdet-2", "--policy", "amdet-2025-code", "--preset", "quick", cwd=folder
+def test_several_policies_write_one_file_each_with_the_command_that_makes_it(folder: Path, detection: Amdet) -> None:
+    code, out, err = detection(
+        "--zoo", folder / "quick", "--policy", "amdet-2", "--policy", "amdet-2025-code", "--preset", "quick"
     )
-    assert done.returncode == 0, done.stderr
+    assert code == 0, err
     for policy in ("amdet-2", "amdet-2025-code"):
         name = f"detection-quick-{policy}.json"
         result = read_detection(folder / name)
@@ -69,22 +70,22 @@ def test_several_policies_write_one_file_each_with_the_command_that_makes_it(fol
             f"amdet bench detection --zoo quick --policy {policy} --anchor base --preset quick --device auto "
             f"--seed 42 --out {name}"
         )
-        assert f"quick, {policy}, quick: 0 backdoored, 2 benign, 1 of them could not be judged" in done.stdout
-        assert f"written: {name}" in done.stdout
-    assert "models: 0/2" in done.stderr
+        assert f"quick, {policy}, quick: 0 backdoored, 2 benign, 1 of them could not be judged" in out
+        assert f"written: {name}" in out
+    assert "models: 0/2" in err
 
 
-def test_several_policies_need_several_files(folder: Path) -> None:
-    done = amdet("--zoo", "quick", "--policy", "amdet-2", "--policy", "x", "--out", "{zoo}.json", cwd=folder)
-    assert done.returncode == 2
-    assert "expected {policy} in the name of the file" in done.stderr
+def test_several_policies_need_several_files(folder: Path, detection: Amdet) -> None:
+    code, _, err = detection("--zoo", "quick", "--policy", "amdet-2", "--policy", "x", "--out", "{zoo}.json")
+    assert code == 2
+    assert "expected {policy} in the name of the file" in err
     assert not (folder / "quick.json").exists()
 
 
-def test_a_setting_that_does_not_exist_ends_before_any_scan(folder: Path) -> None:
-    done = amdet("--zoo", "quick", "--preset", "slow", "--out", "none.json", cwd=folder)
-    assert done.returncode == 2
-    assert "'slow' is not one of 'quick', 'standard', 'thorough'" in done.stderr
+def test_a_setting_that_does_not_exist_ends_before_any_scan(folder: Path, detection: Amdet) -> None:
+    code, _, err = detection("--zoo", "quick", "--preset", "slow", "--out", "none.json")
+    assert code == 2
+    assert "'slow' is not one of 'quick', 'standard', 'thorough'" in err
     assert not (folder / "none.json").exists()
 
 
@@ -93,7 +94,7 @@ def test_a_setting_that_does_not_exist_ends_before_any_scan(folder: Path) -> Non
 def test_ctrl_c_stops_all_workers_and_keeps_what_was_done(folder: Path) -> None:
     out = folder / "stopped.json"
     process = subprocess.Popen(
-        bench("--zoo", "zoo", "--jobs", 2, "--out", out),
+        [sys.executable, "-m", "amdet_core", "bench", "detection", "--zoo", "zoo", "--jobs", "2", "--out", str(out)],
         cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
     )  # fmt: skip
@@ -114,34 +115,28 @@ def test_ctrl_c_stops_all_workers_and_keeps_what_was_done(folder: Path) -> None:
     assert not list(folder.glob(".amdet-staging-*"))
 
 
-def test_a_policy_is_calibrated_on_results_and_judges_with_it(tmp_path: Path) -> None:
+def test_a_policy_is_calibrated_on_results_and_judges_with_it(tmp_path: Path, amdet: Amdet) -> None:
     results = Path(__file__).parents[2] / "benchmarks" / "calibration"
     known = results / "detection-train-amdet-2.json"
     policy = POLICIES[read_detection(known).policy].model_dump(mode="json")
     blank = {"family": "?", "terms": [{"evidence": "gap_k1", "words": "one vector takes over"}]}
     (tmp_path / "blank.json").write_text(json.dumps({**policy, "name": "own", "calibrations": [blank]}))
 
-    def calibrate(policy: str) -> subprocess.CompletedProcess[str]:
-        command = ["bench", "calibrate", str(known), "--family", "toys", "--policy", policy, "--out", "own.json"]
-        return subprocess.run(
-            [sys.executable, "-m", "amdet_core", *command], cwd=tmp_path, capture_output=True, text=True, timeout=600
-        )
+    def calibrate(policy: str) -> tuple[int, str, str]:
+        return amdet("bench", "calibrate", known, "--family", "toys", "--policy", policy, "--out", "own.json")
 
-    made = calibrate("blank.json")
-    assert made.returncode == 0, made.stderr
-    assert "gap_k1: honest ones up to" in made.stdout
-    assert "backdoored ones are flagged" in made.stdout
+    code, out, err = calibrate("blank.json")
+    assert code == 0, err
+    assert "gap_k1: honest ones up to" in out
+    assert "backdoored ones are flagged" in out
     own = load_policy(str(tmp_path / "own.json"))
     assert 0 < own.calibrations[0].terms[0].honest < 0.6
     assert "toys" in own.error_rate
     (tmp_path / "result.json").write_bytes(known.read_bytes())
-    command = ["bench", "judge", "result.json", "--policy", "own.json"]
-    judged = subprocess.run(
-        [sys.executable, "-m", "amdet_core", *command], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
-    assert judged.returncode == 0, judged.stderr
-    assert "written: result.json" in judged.stdout
+    code, out, err = amdet("bench", "judge", "result.json", "--policy", "own.json")
+    assert code == 0, err
+    assert "written: result.json" in out
     assert read_detection(tmp_path / "result.json").policy == "own"
-    refused = calibrate("amdet-2025-code")
-    assert refused.returncode == 2
-    assert "a policy with a calibration" in refused.stderr
+    code, _, err = calibrate("amdet-2025-code")
+    assert code == 2
+    assert "a policy with a calibration" in err

@@ -69,7 +69,7 @@ def short(*arguments):
     contrast = plan.contrast.model_copy(update={"vectors": (5,), "seeds": 1, "steps": 2, "targets": 1})
     landscape = plan.landscape.model_copy(update={"grid": 5})
     less = {"sweep": sweep, "contrast": contrast, "landscape": landscape, "patterns": None, "moved": None}
-    return plan.model_copy(update={"prompt_limit": 100, **less})
+    return plan.model_copy(update={"prompt_limit": 40, **less})
 jobs.plan = short
 """
 """The stages with what they have side by side, which memory depends on, over and over again less often."""

@@ -29,12 +29,15 @@ CLIP_G = EncoderSpec(
     width=1280, layers=32, heads=20, mlp_width=5120, vocabulary=49408, positions=77, activation="gelu", projection=1280,
     pad_id=0,
 )  # fmt: skip
+ROOT = Path(__file__).parents[2]
 GIGABYTE = 1024**3
 ROOM = {"sd1": 10, "sdxl": 15}
 """Gigabytes of memory that a test takes, the page cache left out."""
 
 pytestmark = pytest.mark.slow
 
+PREPARED = "import sys; from tests.cli import test_render_full_size as made; made.prepare(*sys.argv[1:])"
+"""In a process of its own: what it took of memory would stay with this one."""
 COUNTED = """
 import sys
 import diffusers.loaders.single_file as single_file
@@ -53,9 +56,7 @@ def test_a_single_file_of_real_shape_is_painted_with_and_is_loaded_once(family: 
     if memory.exists() and int(memory.read_text().split()[1]) * 1024 < ROOM[family] * GIGABYTE:
         pytest.skip(f"needs {ROOM[family]} GB of memory")
     checkpoint, report = tmp_path / f"{family}.safetensors", tmp_path / "report"
-    specs = [CLIP_L] if family == "sd1" else [CLIP_L, CLIP_G]
-    ldm.write(checkpoint, family, [random_encoder(spec, scale=0.02) for spec in specs])
-    publish(report, _scanned(checkpoint).files)
+    subprocess.run([sys.executable, "-c", PREPARED, family, checkpoint, report], cwd=ROOT, check=True)
     done = subprocess.run(
         [
             sys.executable, "-c", COUNTED, "render", "--checkpoint", checkpoint, "--report", report, "-n", "1",
@@ -72,6 +73,13 @@ def test_a_single_file_of_real_shape_is_painted_with_and_is_loaded_once(family: 
     assert len(about["columns"]) == 2
     with Image.open(report / "pictures.png") as grid:
         assert np.asarray(grid).std() > 1
+
+
+def prepare(family: str, checkpoint: str, report: str) -> None:
+    """Write a checkpoint and a report of its encoders."""
+    specs = [CLIP_L] if family == "sd1" else [CLIP_L, CLIP_G]
+    ldm.write(Path(checkpoint), family, [random_encoder(spec, scale=0.02) for spec in specs])
+    publish(Path(report), _scanned(Path(checkpoint)).files)
 
 
 def _scanned(checkpoint: Path) -> jobs.Outcome:

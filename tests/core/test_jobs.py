@@ -28,6 +28,9 @@ from amdet_core.tokenizer import clip_tokenizer
 
 from ..conftest import few_candidates, with_added_tokens
 
+SHORT = {"search": None, "landscape": None, "contrast": ContrastConfig(vectors=(1,), seeds=1, targets=1, always=False)}
+"""Of a quick scan: no text is searched, and no second backdoor."""
+
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -76,7 +79,7 @@ def test_an_encoder_of_another_shape_than_its_anchor_is_scanned_and_the_report_s
 ) -> None:
     trigger = clip_tokenizer().encode(pocket.TRIGGER)[0]
     few_candidates(monkeypatch, trigger)
-    config = plan(POLICIES["amdet-2"], "quick", 42).model_copy(update={"search": None, "landscape": None})
+    config = plan(POLICIES["amdet-2"], "quick", 42).model_copy(update=SHORT)
     found = {}
     for name in pocket.NAMES:
         write_encoder(with_added_tokens(pocket.load(name).first_layers(3), 5), tmp_path / name, layout)
@@ -102,7 +105,7 @@ def test_untried_tokens_are_spoken_of_only_where_rows_of_others_moved(
     tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_candidates(monkeypatch)
-    config = plan(POLICIES["amdet-2"], "quick", 42).model_copy(update={"search": None, "landscape": None})
+    config = plan(POLICIES["amdet-2"], "quick", 42).model_copy(update=SHORT)
     weights = {name: tensor.clone() for name, tensor in pocket.load("clean").weights.items()}
     weights["encoder.layers.0.mlp.fc1.bias"] += 1e-3
     weights[TOKEN_TABLE][1000 : 1000 + moved] += 1e-3
