@@ -65,14 +65,17 @@ SHORT = """
 whole = jobs.plan
 def short(*arguments):
     plan = whole(*arguments)
-    sweep = plan.sweep.model_copy(update={"rows": 64, "kept": (16, 4), "held_out": 16})
-    contrast = plan.contrast.model_copy(update={"vectors": (5,), "seeds": 1, "steps": 2, "targets": 1})
-    landscape = plan.landscape.model_copy(update={"grid": 5})
-    less = {"sweep": sweep, "contrast": contrast, "landscape": landscape, "patterns": None, "moved": None}
+    few = {"rows": 64, "kept": (16, 4), "held_out": 16}
+    moved = {"rows": 3, "lengths": (3, 4), "orders": 6, "looks": plan.moved.looks.model_copy(update={"held_out": 16})}
+    less = {
+        "sweep": plan.sweep.model_copy(update=few),
+        "moved": plan.moved.model_copy(update=moved),
+        "patterns": plan.patterns.model_copy(update={"sentences": 3, "held_out": 16}),
+    }
     return plan.model_copy(update={"prompt_limit": 40, **less})
 jobs.plan = short
 """
-"""The stages with what they have side by side, which memory depends on, over and over again less often."""
+"""The stages of the preset with fewer tokens, texts, patterns and prompts: they would take minutes."""
 
 
 def amdet(*arguments: object, home: Path, first: str = "") -> subprocess.CompletedProcess[str]:
@@ -88,17 +91,16 @@ def amdet(*arguments: object, home: Path, first: str = "") -> subprocess.Complet
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
-def test_a_checkpoint_is_scanned_within_3_gigabytes(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_scanned_to_a_verdict_within_3_gigabytes(folder: Path, tmp_path: Path) -> None:
     assert (folder / "checkpoint.safetensors").stat().st_size > 2 * GIGABYTE
     done = amdet(
-        "scan", folder / "checkpoint.safetensors", "--anchor", folder / "official.safetensors",
+        "scan", folder / "checkpoint.safetensors", "--anchor", folder / "official.safetensors", "--preset", "quick",
         "--out", tmp_path / "report", "--format", "json", home=tmp_path, first=SHORT,
     )  # fmt: skip
     report = json.loads(done.stdout)
     assert not report["faults"]
-    assert {"forensics", "sweep", "contrast"} <= report["timings"].keys()
-    assert report["verdict"]["level"] == "inconclusive", "no pattern was tried"
-    assert done.returncode == 2
+    assert report["verdict"]["level"] == "clean", report["verdict"]
+    assert done.returncode == 0
     kilobytes = int(done.stderr.split()[-2])
     assert kilobytes * 1024 < 3 * GIGABYTE
 

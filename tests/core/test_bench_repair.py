@@ -24,10 +24,9 @@ def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(condition, "CLEAN_PROMPTS", 32)
 
 
-FEW = {"erase.prompts": 12, "erase.clean_prompts": 64, "erase.clean_weights": [32.0]}
-
-
 TOKENS = tuple(pocket.load("clean").tokenizer.encode(pocket.TRIGGER))
+FEW = {"erase.prompts": 12, "erase.clean_prompts": 64, "erase.clean_weights": [32.0]}
+"""Settings of an erasure that is not about how well it works."""
 
 
 def scanned(level: Level, *, trigger: bool = False) -> Scanned:
