@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,14 @@ from ..terminal import ProgressLine
 from .common import Interrupted
 
 zoo_app = typer.Typer(help="Many backdoored and honest models, to measure detectors with.", no_args_is_help=True)
+
+
+class Labelled(str, Enum):
+    """What a model of a zoo is."""
+
+    backdoored = "backdoored"
+    benign = "benign"
+    intentional = "intentional"
 
 
 @zoo_app.command("build")
@@ -24,6 +33,9 @@ def zoo_build(
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder of the zoo; one that an earlier run left is completed")],
+    label: Annotated[
+        Labelled | None, typer.Option(help="models of this label alone, beside those that are there; all unless given")
+    ] = None,
     sample: Annotated[
         int | None, typer.Option(help="at most so many models, every group by its share; all unless given", min=1)
     ] = None,
@@ -42,7 +54,7 @@ def zoo_build(
     check_writable(out)
     try:
         with ProgressLine() as line:
-            labels = build(encoder, chosen, out, sample=sample, jobs=jobs, progress=line)
+            labels = build(encoder, chosen, out, label=label and label.value, sample=sample, jobs=jobs, progress=line)
     except KeyboardInterrupt:
         raise Interrupted(f"the same command goes on from what {out} holds") from None
     counts = [label.label for label in labels.models]

@@ -46,6 +46,7 @@ def build(
     recipe: Recipe,
     folder: Path,
     *,
+    label: str | None = None,
     sample: int | None = None,
     jobs: int = 1,
     progress: Progress = silent,
@@ -55,21 +56,25 @@ def build(
     Args:
         base: the trusted encoder that every model comes from; stays as it is.
         folder: of the zoo; models that it holds already are kept.
+        label: make models of this label alone; those that the folder holds stay.
         sample: at most so many models, every group by its share; a later, larger one completes it.
         jobs: models that are made side by side, each in its own process.
         progress: told after each model.
 
     Raises:
-        ConfigError: the folder holds a zoo of another recipe or base.
+        ConfigError: the folder holds a zoo of another recipe or base, or the recipe has no model of that label.
         StorageError: the folder can't be written to.
     """
     base = formats.as_stored(base)
     entries = recipe.plan(base.tokenizer)
+    asked = [entry for entry in entries if label in (None, entry.group.label)]
+    if not asked:
+        raise ConfigError(f"a recipe with {label} models", f"none in {recipe.name}", "Choose another label or recipe.")
     folder.mkdir(parents=True, exist_ok=True)
     labels = _begun(base, recipe, folder)
     done = {label.model: label for label in labels.models if (folder / label.model).exists()}
     failed: dict[str, str] = {}
-    chosen = evenly(entries, [entry.group.name for entry in entries])[:sample]
+    chosen = evenly(asked, [entry.group.name for entry in asked])[:sample]
     tasks = [Task(folder, entry, recipe.half, recipe.least_retrieval) for entry in chosen if _file(entry) not in done]
     planned = len(done) + len(tasks)
     if not tasks and planned != labels.planned:

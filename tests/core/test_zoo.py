@@ -488,6 +488,18 @@ def test_a_sample_holds_every_group_by_its_share_and_can_grow(
     assert [label.model for label in whole.models] == [f"m{i:03d}.safetensors" for i in range(6)]
 
 
+def test_models_of_one_label_join_what_is_there(toy: TextEncoder, tmp_path: Path, calls: list[str]) -> None:
+    sample = build(toy, SIX, tmp_path, sample=1)
+    wanted = [f"{entry.name}.safetensors" for entry in SIX.plan(TOKENIZER) if entry.group.label == "backdoored"]
+    labels = build(toy, SIX, tmp_path, label="backdoored")
+    assert {label.model for label in labels.models} == {*wanted, sample.models[0].model}
+    assert labels.planned == len(labels.models) == len(calls)
+    assert 0 < len(wanted) < 5
+    with pytest.raises(ConfigError, match=r"intentional models.*none in tiny"):
+        build(toy, SIX, tmp_path / "other", label="intentional")
+    assert not (tmp_path / "other").exists()
+
+
 def test_what_is_there_is_a_zoo_where_no_more_is_asked_for(toy: TextEncoder, tmp_path: Path, calls: list[str]) -> None:
     labels = build(toy, SIX, tmp_path, sample=3)
     (tmp_path / "labels.json").write_bytes(record_json(labels.model_copy(update={"planned": 6})))
