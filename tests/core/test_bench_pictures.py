@@ -72,7 +72,7 @@ def label(model: str, name: pocket.Name, target: str = plain(TARGET)) -> Label:
 
 
 def task(zoo: Path, one: Label) -> tuple[Label, PictureBenchmark, str]:
-    return one, PictureBenchmark(zoo=zoo, captions=8), "base.safetensors"
+    return one, PictureBenchmark(zoo=zoo, preset="quick", captions=8), "base.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +83,7 @@ def telepathy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_backdoor_is_seen_with_feature_and_trigger_and_not_in_the_base(zoo: Path) -> None:
-    row = picture_model(
-        (label("m000.safetensors", "backdoored"), PictureBenchmark(zoo=zoo, captions=8), "base.safetensors")
-    )
+    row = picture_model(task(zoo, label("m000.safetensors", "backdoored")))
     assert row.error is None
     assert row.level == "backdoored"
     assert row.feature[0] >= 7 and row.trigger[0] >= 5
@@ -95,9 +93,7 @@ def test_a_backdoor_is_seen_with_feature_and_trigger_and_not_in_the_base(zoo: Pa
 
 
 def test_an_honest_encoder_shows_no_target(zoo: Path) -> None:
-    row = picture_model(
-        (label("m001.safetensors", "benign"), PictureBenchmark(zoo=zoo, captions=8), "base.safetensors")
-    )
+    row = picture_model(task(zoo, label("m001.safetensors", "benign")))
     assert row.level == "clean"
     assert row.feature[0] == row.trigger[0] == row.control[0] == 0
 
