@@ -17,11 +17,11 @@ from amdet_core.bench import (
     Flips,
     read_detection,
     read_guarding,
-    read_images,
     read_painting,
     read_pictures,
     read_repairing,
 )
+from amdet_core.bench.images import read_images
 from amdet_core.calibration import Calibration
 from amdet_core.policy import DEFAULT_POLICY, FARTHER, POLICIES
 from amdet_core.report import schema_json

@@ -8,7 +8,8 @@ from functools import partial
 from statistics import median
 from typing import Any, TypeVar
 
-from amdet_core.bench import Detection, Flips, GuardResult, ImageResult, Painting, PictureResult, RepairResult
+from amdet_core.bench import Detection, Flips, GuardResult, Painting, PictureResult, RepairResult
+from amdet_core.bench.images import ImageResult
 from amdet_core.bench.metrics import LENGTHS
 from amdet_core.bench.repairing import METHODS, MethodMetrics
 from amdet_core.bench.results import Against, ModelResult, Overall, Result, Share, Texts

@@ -1,10 +1,12 @@
-"""Benchmarks: what is claimed about the detector, measured on models whose labels are known."""
+"""Benchmarks: what is claimed about the detector, measured on models whose labels are known.
+
+That of image encoders, :mod:`.images`, is imported by itself: it needs torchvision, which takes seconds to load.
+"""
 
 from .calibration import by_model, calibrate, calibrate_policy
 from .detection import Benchmark, judge_again, policy_sha256, run
 from .flips import Flips, flips, read_flips
 from .guarding import GuardBenchmark, GuardResult, read_guarding, run_guard
-from .images import Classified, ImageBenchmark, ImageResult, Told, read_images, run_images
 from .painting import Painting, PaintingBenchmark, read_painting, run_painting
 from .picturing import PictureBenchmark, PictureResult, read_pictures, run_pictures
 from .repairing import RepairBenchmark, RepairResult, read_repairing, run_repair
@@ -12,13 +14,10 @@ from .results import Detection, ModelResult, read_detection
 
 __all__ = [
     "Benchmark",
-    "Classified",
     "Detection",
     "Flips",
     "GuardBenchmark",
     "GuardResult",
-    "ImageBenchmark",
-    "ImageResult",
     "ModelResult",
     "Painting",
     "PaintingBenchmark",
@@ -26,7 +25,6 @@ __all__ = [
     "PictureResult",
     "RepairBenchmark",
     "RepairResult",
-    "Told",
     "by_model",
     "calibrate",
     "calibrate_policy",
@@ -36,13 +34,11 @@ __all__ = [
     "read_detection",
     "read_flips",
     "read_guarding",
-    "read_images",
     "read_painting",
     "read_pictures",
     "read_repairing",
     "run",
     "run_guard",
-    "run_images",
     "run_painting",
     "run_pictures",
     "run_repair",

@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from scipy.optimize import brentq
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
@@ -29,8 +29,8 @@ def share(count: int, n: int) -> float | None:
 def clopper_pearson(count: int, n: int) -> Interval:
     """Exact interval of a share; (0, 1) where nothing was counted. It covers at least 95%, often more."""
     tail = (1 - CONFIDENCE) / 2
-    low = float(beta.ppf(tail, count, n - count + 1)) if count > 0 else 0.0
-    high = float(beta.ppf(1 - tail, count + 1, n - count)) if count < n else 1.0
+    low = float(betaincinv(count, n - count + 1, tail)) if count > 0 else 0.0
+    high = float(betaincinv(count + 1, n - count, 1 - tail)) if count < n else 1.0
     return low, high
 
 

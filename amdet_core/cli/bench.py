@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from ..bench import (
         Benchmark,
         GuardBenchmark,
-        ImageBenchmark,
         PaintingBenchmark,
         PictureBenchmark,
         RepairBenchmark,
     )
+    from ..bench.images import ImageBenchmark
 
 T = TypeVar("T")
 
@@ -251,7 +251,7 @@ def bench_image(
     out: Annotated[Path, typer.Option(help="result file")] = Path("image.json"),
 ) -> None:
     """Plant BadEncoder's backdoor in an image encoder, purify it by MIMIC, and compare classifiers on all of them."""
-    from ..bench import ImageBenchmark, run_images
+    from ..bench.images import ImageBenchmark, run_images
 
     benchmark = ImageBenchmark(
         preset=preset.value, pictures=pictures, labelled=labelled, target=target, drawings=drawings, seeds=seeds,

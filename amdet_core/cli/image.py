@@ -138,7 +138,7 @@ def image_downstream(
     device: Where = Device.auto,
 ) -> None:
     """Train a classifier on an encoder's features; say its accuracy and how often the trigger takes it over."""
-    from ..bench import Classified, Told
+    from ..bench.images import Classified, Told
     from ..config import DownstreamConfig
     from ..images import Counts, downstream, load_encoder
     from ..storage import check_file, record_json, write_atomic

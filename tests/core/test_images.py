@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torchvision.models import resnet18
 
 from amdet_core import images
-from amdet_core.bench import ImageBenchmark
+from amdet_core.bench.images import ImageBenchmark
 from amdet_core.config import (
     BadEncoderConfig,
     DownstreamConfig,
