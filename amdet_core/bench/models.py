@@ -79,7 +79,7 @@ def run_models(
     _check_base(zoo / labels.base, labels.base_fingerprint)
     done = _kept(earlier, labels)
     tasks = [task(label) for label in labels.evenly()[:sample] if label.model not in done]
-    if earlier is not None:
+    if earlier is not None and done:
         empty = _continued(earlier, empty, working=bool(tasks))
 
     def keep(*, complete: bool) -> R:

@@ -497,6 +497,17 @@ def test_every_commit_that_scanned_is_recorded_once(
     assert recorded == ["aaa", "aaa, bbb", "aaa, bbb", "aaa, bbb", "aaa, bbb"]
 
 
+def test_commits_whose_scans_are_all_gone_are_not_recorded(
+    zoo: Path, calls: list[str], tmp_path: Path, toy: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = []
+    for code, values in (("aaa", "old"), ("bbb", "new")):
+        monkeypatch.setattr(models, "commit", lambda code=code: code)
+        write_labels(zoo, (label("a", fingerprint=values), label("b", "benign", fingerprint=values)), toy)
+        recorded.append(run(Benchmark(zoo=zoo), tmp_path / "r.json").commit)
+    assert recorded == ["aaa", "bbb"]
+
+
 def test_a_file_of_another_benchmark_is_refused_and_the_difference_named(
     zoo: Path, calls: list[str], tmp_path: Path, toy: TextEncoder
 ) -> None:
