@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import floor, prod
 
@@ -30,17 +31,20 @@ class Term(Record):
     evidence: str
     words: str = Field(description="what a large value says")
     times: tuple[str, ...] = Field(default=(), description="evidence by which it is multiplied: it says little without")
+    less: tuple[str, ...] = Field(
+        default=(), description="evidence of which 1 minus the value multiplies it, once for each time that it is named"
+    )
     optional: bool = Field(default=False, description="measured only where there was reason to; 0 otherwise")
     least: float = Field(default=0.05, gt=0, description="below it a value is noise, however small honest ones are")
     honest: float = Field(default=0.0, description="the largest value among the honest encoders")
 
     def value(self, measure: Measure) -> float | None:
         """Its value, 0 to 1, or None where it was not measured."""
-        factors = [measure(name) for name in (self.evidence, *self.times)]
-        known = [max(0.0, min(1.0, value)) for value in factors if value is not None]
-        if len(known) < len(factors):
+        known = {name: value for name in self.asks if (value := measure(name)) is not None}
+        if len(known) < len(self.asks):
             return 0.0 if self.optional else None
-        return prod(known)
+        factors = [*(known[name] for name in self._factors), *(1 - known[name] for name in self.less)]
+        return prod(max(0.0, min(1.0, factor)) for factor in factors)
 
     def beyond(self, value: float) -> float:
         """How many times as far as honest encoders a value goes."""
@@ -49,7 +53,17 @@ class Term(Record):
     @property
     def name(self) -> str:
         """As it stands in a report."""
-        return " x ".join((self.evidence, *self.times))
+        lessened = (f"(1 - {name})" + (f"^{n}" if n > 1 else "") for name, n in Counter(self.less).items())
+        return " x ".join((*self._factors, *lessened))
+
+    @property
+    def asks(self) -> set[str]:
+        """Names of all evidence that it asks for."""
+        return {*self._factors, *self.less}
+
+    @property
+    def _factors(self) -> tuple[str, ...]:
+        return (self.evidence, *self.times)
 
 
 SHORT = 1.25
@@ -99,7 +113,7 @@ class Calibration(Record):
     @property
     def evidence(self) -> set[str]:
         """Names of all that it asks for."""
-        return {name for term in self.terms for name in (term.evidence, *term.times)}
+        return set().union(*(term.asks for term in self.terms))
 
     @property
     def kept_rate(self) -> float:

@@ -11,7 +11,8 @@ from .results import Detection, ModelResult
 
 FEWEST = 10
 """Honest models without which nothing is learnt."""
-
+ON_CLEAN_PROMPTS = ("spread", "drift")
+"""Evidence that no search and no preset has a part in: one scan of a model tells it for all."""
 
 Scans = Sequence[ModelResult]
 """Of one model, by one preset or several."""
@@ -26,6 +27,12 @@ def by_model(results: Iterable[Detection]) -> list[Scans]:
     return list(models.values())
 
 
+def completed(scans: Scans) -> Scans:
+    """Scans of one model, each with what its clean prompts showed in another where it did not measure that itself."""
+    known = {name: value for row in scans for name in ON_CLEAN_PROMPTS if (value := row.evidence.get(name)) is not None}
+    return [row.model_copy(update={"evidence": {**known, **row.evidence}}) for row in scans]
+
+
 def calibrate_policy(policy: Policy, models: Sequence[Scans], family: str, rate: float = 0.01) -> Policy:
     """A policy whose calibrations are learnt anew; those of whose evidence no model has any stay as they are.
 
@@ -38,6 +45,7 @@ def calibrate_policy(policy: Policy, models: Sequence[Scans], family: str, rate:
     """
     if not policy.calibrations:
         raise ConfigError("a policy with a calibration", policy.name, "Name another with --policy: docs/policies.md.")
+    models = [completed(scans) for scans in models]
     rows = [row for scans in models for row in scans]
     measured = [any(one.values(row.evidence.get) is not None for row in rows) for one in policy.calibrations]
     if not any(measured):

@@ -90,6 +90,16 @@ def test_a_takeover_counts_by_the_spread_that_is_left_and_no_more_than_once() ->
     assert spread.name == "sweep_gap x spread"
 
 
+def test_a_takeover_counts_less_the_farther_clean_prompts_drift_by_as_many_powers_as_are_named() -> None:
+    once, twice = (GAP.model_copy(update={"less": ("drift",) * n}) for n in (1, 2))
+    assert once.value({"sweep_gap": 0.8, "drift": 0.25}.get) == pytest.approx(0.6)
+    assert twice.value({"sweep_gap": 0.8, "drift": 0.25}.get) == pytest.approx(0.45)
+    assert twice.value({"sweep_gap": 0.8, "drift": 1.5}.get) == 0
+    assert twice.value({"sweep_gap": 0.8}.get) is None
+    assert (once.name, twice.name) == ("sweep_gap x (1 - drift)", "sweep_gap x (1 - drift)^2")
+    assert KNOWN.model_copy(update={"terms": (twice,)}).evidence == {"sweep_gap", "drift"}
+
+
 def test_a_bound_on_what_a_calibration_multiplies_by_flags_by_itself() -> None:
     term = GAP.model_copy(update={"times": ("spread",), "honest": 0.2})
     policy = CALIBRATED.model_copy(update={"calibrations": (KNOWN.model_copy(update={"terms": (term,)}),)})
@@ -374,12 +384,23 @@ def test_scans_of_one_model_count_as_one_by_the_farthest_and_never_by_each_other
     assert (both.null, both.terms, both.n_backdoored) == (once.null, once.terms, once.n_backdoored)
 
 
+def test_what_clean_prompts_show_in_one_scan_of_a_model_completes_the_others() -> None:
+    term = GAP.model_copy(update={"less": ("drift",)})
+    blank = CALIBRATED.model_copy(update={"calibrations": (KNOWN.model_copy(update={"terms": (term,)}),)})
+    drifts = [one.model_copy(update={"evidence": {"drift": 0.5}}) for one in zoo()]
+    fitted = calibrate_policy(blank, list(zip(zoo(), drifts, strict=True)), "toys")
+    (before,) = calibrate(each(zoo()), [GAP], "toys").terms
+    assert fitted.calibrations[0].terms[0].honest == pytest.approx(before.honest / 2, abs=1e-4)
+    with pytest.raises(ConfigError, match="results that measure"):
+        calibrate_policy(blank, each(zoo()), "toys")
+
+
 def test_the_policy_that_ships_is_what_the_committed_scans_teach() -> None:
     shipped, folder = POLICIES["amdet-2"], Path(__file__).parents[2] / "benchmarks" / "calibration"
-    names = ("train-amdet-2", "honest-amdet-2", "styles-amdet-2", "honest-amdet-2-quick")
+    names = ("train-amdet-2", "honest-amdet-2", "styles-amdet-2", "honest-amdet-2-quick", "benign-amdet-2")
     models = by_model(read_detection(folder / f"detection-{name}.json") for name in names)
     assert calibrate_policy(shipped, models, shipped.calibrations[0].family) == shipped
-    assert [len(one.null) for one in shipped.calibrations] == [119, 134]
+    assert [len(one.null) for one in shipped.calibrations] == [184, 218]
 
 
 def test_models_of_one_name_made_from_two_bases_are_two() -> None:
