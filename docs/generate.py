@@ -190,8 +190,14 @@ def readme() -> str:
     """README.md with the results that are recorded."""
     page, detected = (ROOT / "README.md").read_text(encoding="utf-8"), _recorded("detection", read_detection)
     page = _between(page, MARKS, tables.results(detected))
-    page = _between(page, AIM_MARKS, tables.aims(detected, _recorded("flips", _read_flips)))
+    page = _between(page, AIM_MARKS, tables.aims(detected, _recorded("flips", _read_flips), _costs()))
     return _between(page, REPAIR_MARKS, tables.repairs(_recorded("repair", read_repairing)))
+
+
+def _costs() -> dict[str, Any]:
+    """The recorded costs of a scan."""
+    found: dict[str, Any] = json.loads((RESULTS / "cost.json").read_bytes())
+    return found
 
 
 def _recorded(benchmark: str, read: Callable[[Path], T], above: str = "") -> dict[str, T]:
@@ -228,7 +234,7 @@ def benchmark() -> str:
     """docs/benchmark.md with the recorded costs of a scan, and what benchmarks say."""
     page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
     detected = _recorded("detection", read_detection, "../")
-    page = _between(page, COST_MARKS, tables.costs(json.loads((RESULTS / "cost.json").read_bytes())))
+    page = _between(page, COST_MARKS, tables.costs(_costs()))
     page = _between(page, KIND_MARKS, tables.by_kind(detected))
     page = _between(page, STAGE_MARKS, tables.stages(detected))
     page = _between(page, GUARD_MARKS, tables.guards(_recorded("guard", read_guarding, "../")))

@@ -81,14 +81,16 @@ class _Column:
         scans: against the base; of every zoo those by the preset that scanned most.
         against: what scans with another anchor add up to.
         flips: scans that say otherwise than most of their model.
+        quick: multiplications by the preset quick as a share of those by standard, for each honest encoder.
     """
 
     scans: tuple[ModelResult, ...]
     against: Mapping[Against, Overall]
     flips: Share | None
+    quick: tuple[float, ...]
 
     @classmethod
-    def of(cls, policy: str, results: Sequence[Detection], flips: Iterable[Flips]) -> _Column:
+    def of(cls, policy: str, results: Sequence[Detection], flips: Iterable[Flips], costs: Mapping[str, Any]) -> _Column:
         usual: dict[str, Detection] = {}
         for result in results:
             known = usual.get(result.zoo.name)
@@ -98,6 +100,9 @@ class _Column:
             scans=tuple(model for result in usual.values() for model in result.models),
             against={result.anchor: result.metrics.overall for result in results},
             flips=next((one.scans for one in flips if one.policy == policy), None),
+            quick=tuple(_all(one["quick"])[1] / _all(one["standard"])[1] for one in costs["costs"].values())
+            if costs["policy"] == policy
+            else (),
         )
 
     @property
@@ -132,6 +137,9 @@ class _Column:
     def flipped(self) -> str:
         return "-" if self.flips is None else f"{_percent(self.flips.share, self.flips.interval)} of {self.flips.n}"
 
+    def cost(self) -> str:
+        return ", ".join(map(_percent, sorted(self.quick))) or "-"
+
 
 AIMS: Sequence[tuple[str, str, Callable[[_Column], str]]] = (
     *(
@@ -146,17 +154,18 @@ AIMS: Sequence[tuple[str, str, Callable[[_Column], str]]] = (
     ("a relative as anchor: recall, false positives", ">= 90%, <= 2%", _Column.relative),
     ("no anchor: AUROC", ">= 95%", _Column.alone),
     ("verdicts that another seed changes", "<= 1%", _Column.flipped),
+    ("quick's multiplications, of standard's, for two honest encoders", "<= 10%", _Column.cost),
 )
 """What was aimed at, and how it is told from what is recorded of a policy."""
 
 
-def aims(recorded: Mapping[str, Detection], flips: Mapping[str, Flips]) -> str:
+def aims(recorded: Mapping[str, Detection], flips: Mapping[str, Flips], costs: Mapping[str, Any]) -> str:
     """What was aimed at before anything was measured, and what the complete results on the small encoder say."""
     results = [result for result in _complete(recorded).values() if result.zoo.name in SMALL]
     if not results:
         return NOTHING
     columns = {
-        policy: _Column.of(policy, [result for result in results if result.policy == policy], flips.values())
+        policy: _Column.of(policy, [result for result in results if result.policy == policy], flips.values(), costs)
         for policy in dict.fromkeys(result.policy for result in results)
     }
     lines = [f"| | aim | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
@@ -338,22 +347,28 @@ def costs(recorded: Mapping[str, Any]) -> str:
     return "\n".join(_costs(recorded)) + "\n"
 
 
+UNITS = ("seconds", "giga_multiplications")
+"""What is counted of every stage."""
+
+
+def _all(stages: Mapping[str, Mapping[str, float]]) -> tuple[float, ...]:
+    """Of all stages together, in each unit."""
+    return tuple(sum(stage[unit] for stage in stages.values()) for unit in UNITS)
+
+
 def _costs(recorded: Mapping[str, Any]) -> Iterator[str]:
-    units = ("seconds", "giga_multiplications")
     for suspect, presets in recorded["costs"].items():
-        quick, standard = presets["quick"], presets["standard"]
+        both = presets["quick"], presets["standard"]
         yield f"| {suspect} | quick, s | standard, s | quick, 10^9 | standard, 10^9 |\n|---|---|---|---|---|"
         rows = {
-            stage: [
-                preset.get(stage, dict.fromkeys(units, 0.0))[unit] for unit in units for preset in (quick, standard)
-            ]
-            for stage in standard
+            stage: [preset.get(stage, dict.fromkeys(UNITS, 0.0))[unit] for unit in UNITS for preset in both]
+            for stage in presets["standard"]
         }
-        rows = {stage: values for stage, values in rows.items() if any(values)}
-        whole = [sum(column) for column in zip(*rows.values(), strict=True)]
-        for stage, values in {**rows, "all": whole}.items():
-            yield f"| {stage} | {' | '.join(f'{value:.1f}' for value in values)} |"
-        seconds, products = (whole[2 * i] / whole[2 * i + 1] for i in range(2))
+        rows["all"] = [total for pair in zip(*map(_all, both), strict=True) for total in pair]
+        for stage, values in rows.items():
+            if any(values):
+                yield f"| {stage} | {' | '.join(f'{value:.1f}' for value in values)} |"
+        seconds, products = (quick / standard for quick, standard in zip(*map(_all, both), strict=True))
         yield f"| quick by standard | {seconds:.2f} | | {products:.2f} | |\n"
     machine = recorded["machine"]
     yield f"One run on {machine['threads']} thread of a {machine['processor']} processor, torch {recorded['torch']}."

@@ -152,7 +152,10 @@ def test_readme_shows_what_was_aimed_at_and_what_was_reached(tables: Any) -> Non
         models=Share.of([(0, 1)]), scans=Share.of([(0, 2)]), rows=(),
     )  # fmt: skip
     given = {"quick": quick, "a": standard, "b": other, "c": hard, "d": alone, "e": elsewhere, "h": honest}
-    page = tables.aims(given, {"f": flips}).splitlines()
+    work = {"quick": 3.0, "standard": 12.0}
+    sweeps = {preset: {"sweep": {"seconds": 1.0, "giga_multiplications": n}} for preset, n in work.items()}
+    costs = {"policy": "amdet-2", "costs": {"x": sweeps}}
+    page = tables.aims(given, {"f": flips}, costs).splitlines()
     assert page[0] == "| | aim | amdet-2 | amdet-2025-code |"
     rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in page[2:] if (cells := line.split("|"))}
     half = "50.0% (1.3-98.7) of 2"
@@ -165,7 +168,8 @@ def test_readme_shows_what_was_aimed_at_and_what_was_reached(tables: Any) -> Non
     assert rows["no anchor: AUROC"] == [">= 95%", "50.0% (11.2-88.8) of 4", "-"]
     assert rows["a relative as anchor: recall, false positives"][1:] == ["-", "-"]
     assert rows["verdicts that another seed changes"] == ["<= 1%", "0.0% (0.0-84.2) of 2", "-"]
-    assert tables.aims({"e": elsewhere}, {}) == "Nothing is recorded yet.\n"
+    assert rows["quick's multiplications, of standard's, for two honest encoders"] == ["<= 10%", "25.0%", "-"]
+    assert tables.aims({"e": elsewhere}, {}, costs) == "Nothing is recorded yet.\n"
 
 
 def test_every_group_of_an_attack_belongs_to_an_aim(tables: Any) -> None:
