@@ -100,9 +100,7 @@ class _Column:
             scans=tuple(model for result in usual.values() for model in result.models),
             against={result.anchor: result.metrics.overall for result in results},
             flips=next((one.scans for one in flips if one.policy == policy), None),
-            quick=tuple(_all(one["quick"])[1] / _all(one["standard"])[1] for one in costs["costs"].values())
-            if costs["policy"] == policy
-            else (),
+            quick=tuple(_quick(one)[1] for one in costs["costs"].values() if costs["policy"] == policy),
         )
 
     @property
@@ -351,9 +349,15 @@ UNITS = ("seconds", "giga_multiplications")
 """What is counted of every stage."""
 
 
-def _all(stages: Mapping[str, Mapping[str, float]]) -> tuple[float, ...]:
+def _whole(stages: Mapping[str, Mapping[str, float]]) -> tuple[float, ...]:
     """Of all stages together, in each unit."""
     return tuple(sum(stage[unit] for stage in stages.values()) for unit in UNITS)
+
+
+def _quick(presets: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tuple[float, ...]:
+    """What the preset quick takes as a share of standard, in each unit."""
+    whole = zip(_whole(presets["quick"]), _whole(presets["standard"]), strict=True)
+    return tuple(quick / standard for quick, standard in whole)
 
 
 def _costs(recorded: Mapping[str, Any]) -> Iterator[str]:
@@ -364,11 +368,11 @@ def _costs(recorded: Mapping[str, Any]) -> Iterator[str]:
             stage: [preset.get(stage, dict.fromkeys(UNITS, 0.0))[unit] for unit in UNITS for preset in both]
             for stage in presets["standard"]
         }
-        rows["all"] = [total for pair in zip(*map(_all, both), strict=True) for total in pair]
+        rows["all"] = [total for pair in zip(*map(_whole, both), strict=True) for total in pair]
         for stage, values in rows.items():
             if any(values):
                 yield f"| {stage} | {' | '.join(f'{value:.1f}' for value in values)} |"
-        seconds, products = (quick / standard for quick, standard in zip(*map(_all, both), strict=True))
+        seconds, products = _quick(presets)
         yield f"| quick by standard | {seconds:.2f} | | {products:.2f} | |\n"
     machine = recorded["machine"]
     yield f"One run on {machine['threads']} thread of a {machine['processor']} processor, torch {recorded['torch']}."

@@ -27,12 +27,6 @@ def by_model(results: Iterable[Detection]) -> list[Scans]:
     return list(models.values())
 
 
-def completed(scans: Scans) -> Scans:
-    """Scans of one model, each with what its clean prompts showed in another where it did not measure that itself."""
-    known = {name: value for row in scans for name in ON_CLEAN_PROMPTS if (value := row.evidence.get(name)) is not None}
-    return [row.model_copy(update={"evidence": {**known, **row.evidence}}) for row in scans]
-
-
 def calibrate_policy(policy: Policy, models: Sequence[Scans], family: str, rate: float = 0.01) -> Policy:
     """A policy whose calibrations are learnt anew; those of whose evidence no model has any stay as they are.
 
@@ -45,7 +39,7 @@ def calibrate_policy(policy: Policy, models: Sequence[Scans], family: str, rate:
     """
     if not policy.calibrations:
         raise ConfigError("a policy with a calibration", policy.name, "Name another with --policy: docs/policies.md.")
-    models = [completed(scans) for scans in models]
+    models = [_completed(scans) for scans in models]
     rows = [row for scans in models for row in scans]
     measured = [any(one.values(row.evidence.get) is not None for row in rows) for one in policy.calibrations]
     if not any(measured):
@@ -99,6 +93,12 @@ def calibrate(
     caught = sum(all(_crosses(row, findings) or _flagged(calibration, row) for row in scans) for scans in backdoored)
     alarms = sum(any(_crosses(row, findings) for row in scans) for scans in honest)
     return calibration.model_copy(update={"alarms": alarms, "caught": caught, "n_backdoored": len(backdoored)})
+
+
+def _completed(scans: Scans) -> Scans:
+    """Scans of one model, each with what its clean prompts showed in another where it did not measure that itself."""
+    known = {name: value for row in scans for name in ON_CLEAN_PROMPTS if (value := row.evidence.get(name)) is not None}
+    return [row.model_copy(update={"evidence": {**known, **row.evidence}}) for row in scans]
 
 
 def _crosses(row: ModelResult, findings: Sequence[Finding]) -> bool:
