@@ -17,7 +17,7 @@ from amdet_core.anchors import Anchors
 from amdet_core.config import ContrastConfig, ScanConfig
 from amdet_core.formats import open_target
 from amdet_core.policy import DEFAULT_POLICY, load_policy
-from amdet_core.prompts import builtin_prompts
+from amdet_core.prompts import FEWEST_PROMPTS, builtin_prompts
 from amdet_core.records import EncoderSpec
 from amdet_core.storage import publish
 
@@ -91,5 +91,5 @@ def _scanned(checkpoint: Path) -> jobs.Outcome:
     config = ScanConfig(contrast=short, landscape=None)
     opened = open_target(checkpoint)
     return jobs.scan_opened(
-        opened, Anchors.of("none", None), config, load_policy(DEFAULT_POLICY), builtin_prompts(40), torch.device("cpu")
+        opened, Anchors.of("none", None), config, load_policy(DEFAULT_POLICY), builtin_prompts(FEWEST_PROMPTS), torch.device("cpu")
     )
