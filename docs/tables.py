@@ -12,7 +12,7 @@ from amdet_core.bench import Detection, Flips, GuardResult, Painting, PictureRes
 from amdet_core.bench.images import ImageResult
 from amdet_core.bench.metrics import LENGTHS
 from amdet_core.bench.repairing import METHODS, MethodMetrics
-from amdet_core.bench.results import Against, ModelResult, Overall, Result, Share, Texts
+from amdet_core.bench.results import ModelResult, Overall, Result, Share, Texts
 
 R = TypeVar("R", bound=Result)
 NOTHING = "Nothing is recorded yet.\n"
@@ -79,13 +79,15 @@ class _Column:
 
     Attributes:
         scans: against the base; of every zoo those by the preset that scanned most.
-        against: what scans with another anchor add up to.
+        related: against a relative, of every zoo.
+        lonely: what scans without an anchor add up to.
         flips: scans that say otherwise than most of their model.
         quick: multiplications by the preset quick as a share of those by standard, for each honest encoder.
     """
 
     scans: tuple[ModelResult, ...]
-    against: Mapping[Against, Overall]
+    related: tuple[ModelResult, ...]
+    lonely: Overall | None
     flips: Share | None
     quick: tuple[float, ...]
 
@@ -98,7 +100,8 @@ class _Column:
                 usual[result.zoo.name] = result
         return cls(
             scans=tuple(model for result in usual.values() for model in result.models),
-            against={result.anchor: result.metrics.overall for result in results},
+            related=tuple(model for result in results if result.anchor == "relative" for model in result.models),
+            lonely=next((result.metrics.overall for result in results if result.anchor == "none"), None),
             flips=next((one.scans for one in flips if one.policy == policy), None),
             quick=tuple(_quick(one)[1] for one in costs["costs"].values() if costs["policy"] == policy),
         )
@@ -111,7 +114,7 @@ class _Column:
         return _counted(model.flagged for model in self.backdoored if model.group in groups)
 
     def alarms(self) -> str:
-        return _counted(model.flagged for model in self.scans if model.label == "benign")
+        return _flagged(self.scans, "benign")
 
     def told(self, length: str) -> str:
         those = (model for model in self.backdoored if model.trigger_tokens in LENGTHS[length])
@@ -122,13 +125,10 @@ class _Column:
         return f"{median(known):.3f} of {len(known)}" if known else "-"
 
     def relative(self) -> str:
-        if (m := self.against.get("relative")) is None:
-            return "-"
-        recall, alarms = _percent(m.recall, m.recall_interval), _percent(m.fpr, m.fpr_interval)
-        return f"{recall} of {m.n_backdoored}, {alarms} of {m.n_benign}"
+        return ", ".join(_flagged(self.related, label) for label in ("backdoored", "benign")) if self.related else "-"
 
     def alone(self) -> str:
-        if (m := self.against.get("none")) is None:
+        if (m := self.lonely) is None:
             return "-"
         return f"{_percent(m.auroc, m.auroc_interval)} of {m.n_backdoored + m.n_benign}"
 
@@ -169,6 +169,10 @@ def aims(recorded: Mapping[str, Detection], flips: Mapping[str, Flips], costs: M
     lines = [f"| | aim | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     lines += [f"| {name} | {aim} | {' | '.join(map(cell, columns.values()))} |" for name, aim, cell in AIMS]
     return "\n".join(lines) + "\n"
+
+
+def _flagged(scans: Iterable[ModelResult], label: str) -> str:
+    return _counted(model.flagged for model in scans if model.label == label)
 
 
 def _counted(hits: Iterable[bool]) -> str:

@@ -151,7 +151,9 @@ def test_readme_shows_what_was_aimed_at_and_what_was_reached(tables: Any) -> Non
         command="", anchor="base", zoo="standard", policy="amdet-2", preset="quick", seeds=(1, 2),
         models=Share.of([(0, 1)]), scans=Share.of([(0, 2)]), rows=(),
     )  # fmt: skip
+    related = honest.model_copy(update={"anchor": "relative"}), standard.model_copy(update={"anchor": "relative"})
     given = {"quick": quick, "a": standard, "b": other, "c": hard, "d": alone, "e": elsewhere, "h": honest}
+    given |= {"r": related[0], "s": related[1]}
     work = {"quick": 3.0, "standard": 12.0}
     sweeps = {preset: {"sweep": {"seconds": 1.0, "giga_multiplications": n}} for preset, n in work.items()}
     costs = {"policy": "amdet-2", "costs": {"x": sweeps}}
@@ -166,7 +168,7 @@ def test_readme_shows_what_was_aimed_at_and_what_was_reached(tables: Any) -> Non
     assert rows["trigger of 2-5 tokens told"] == [">= 80%", "100.0% (39.8-100.0) of 4", "100.0% (15.8-100.0) of 2"]
     assert rows["SIM of the feature, median"] == [">= 0.95", "0.500 of 4", "0.500 of 2"]
     assert rows["no anchor: AUROC"] == [">= 95%", "50.0% (11.2-88.8) of 4", "-"]
-    assert rows["a relative as anchor: recall, false positives"][1:] == ["-", "-"]
+    assert rows["a relative as anchor: recall, false positives"][1:] == [f"{half}, 50.0% (6.8-93.2) of 4", "-"]
     assert rows["verdicts that another seed changes"] == ["<= 1%", "0.0% (0.0-84.2) of 2", "-"]
     assert rows["quick's multiplications, of standard's, for two honest encoders"] == ["<= 10%", "25.0%", "-"]
     assert tables.aims({"e": elsewhere}, {}, costs) == "Nothing is recorded yet.\n"

@@ -89,7 +89,5 @@ def _scanned(checkpoint: Path) -> jobs.Outcome:
         targets=1,
     )  # fmt: skip
     config = ScanConfig(contrast=short, landscape=None)
-    opened = open_target(checkpoint)
-    return jobs.scan_opened(
-        opened, Anchors.of("none", None), config, load_policy(DEFAULT_POLICY), builtin_prompts(FEWEST_PROMPTS), torch.device("cpu")
-    )
+    opened, policy, prompts = open_target(checkpoint), load_policy(DEFAULT_POLICY), builtin_prompts(FEWEST_PROMPTS)
+    return jobs.scan_opened(opened, Anchors.of("none", None), config, policy, prompts, torch.device("cpu"))
