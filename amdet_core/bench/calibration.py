@@ -32,7 +32,7 @@ def calibrate_policy(policy: Policy, models: Sequence[Scans], family: str, rate:
 
     Scans with an anchor and without one, and by different presets, measure different evidence: each counts for every
     calibration of which it has all. A preset that does less is so judged by those that do more as well, which go as far
-    or further. A model counts once, by the scan that went farthest.
+    or further. A model counts once, by the farthest that it went in any of its scans, against its base or a relative.
 
     Raises:
         ConfigError: the policy has no calibration, or too few honest models have all of one's evidence.
