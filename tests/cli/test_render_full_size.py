@@ -17,7 +17,7 @@ from amdet_core.anchors import Anchors
 from amdet_core.config import ContrastConfig, ScanConfig
 from amdet_core.formats import open_target
 from amdet_core.policy import DEFAULT_POLICY, load_policy
-from amdet_core.prompts import FEWEST_PROMPTS, builtin_prompts
+from amdet_core.prompts import builtin_prompts
 from amdet_core.records import EncoderSpec
 from amdet_core.storage import publish
 
@@ -89,5 +89,7 @@ def _scanned(checkpoint: Path) -> jobs.Outcome:
         targets=1,
     )  # fmt: skip
     config = ScanConfig(contrast=short, landscape=None)
-    opened, policy, prompts = open_target(checkpoint), load_policy(DEFAULT_POLICY), builtin_prompts(FEWEST_PROMPTS)
-    return jobs.scan_opened(opened, Anchors.of("none", None), config, policy, prompts, torch.device("cpu"))
+    opened = open_target(checkpoint)
+    return jobs.scan_opened(
+        opened, Anchors.of("none", None), config, load_policy(DEFAULT_POLICY), builtin_prompts(40), torch.device("cpu")
+    )
