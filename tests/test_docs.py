@@ -151,9 +151,8 @@ def test_readme_shows_what_was_aimed_at_and_what_was_reached(tables: Any) -> Non
         command="", anchor="base", zoo="standard", policy="amdet-2", preset="quick", seeds=(1, 2),
         models=Share.of([(0, 1)]), scans=Share.of([(0, 2)]), rows=(),
     )  # fmt: skip
-    related = honest.model_copy(update={"anchor": "relative"}), standard.model_copy(update={"anchor": "relative"})
     given = {"quick": quick, "a": standard, "b": other, "c": hard, "d": alone, "e": elsewhere, "h": honest}
-    given |= {"r": related[0], "s": related[1]}
+    given |= {f"{name}, related": given[name].model_copy(update={"anchor": "relative"}) for name in ("a", "h")}
     work = {"quick": 3.0, "standard": 12.0}
     sweeps = {preset: {"sweep": {"seconds": 1.0, "giga_multiplications": n}} for preset, n in work.items()}
     costs = {"policy": "amdet-2", "costs": {"x": sweeps}}
