@@ -25,12 +25,20 @@ Measure = Callable[[str], float | None]
 """Name of evidence -> its value, None where it was not measured."""
 
 
+def share(ratio: float) -> float:
+    """What a ratio of two encoders says, whichever of them stands above: itself up to one, beyond it its inverse."""
+    return ratio if ratio <= 1 else 1 / ratio
+
+
 class Term(Record):
     """One quantity in which an encoder can stand out."""
 
     evidence: str
     words: str = Field(description="what a large value says")
-    times: tuple[str, ...] = Field(default=(), description="evidence by which it is multiplied: it says little without")
+    times: tuple[str, ...] = Field(
+        default=(),
+        description="shares, or ratios of which the `share` counts, by which it is multiplied: it says little without",
+    )
     less: tuple[str, ...] = Field(
         default=(), description="evidence of which 1 minus the value multiplies it, once for each time that it is named"
     )
@@ -43,7 +51,8 @@ class Term(Record):
         known = {name: value for name in self.asks if (value := measure(name)) is not None}
         if len(known) < len(self.asks):
             return 0.0 if self.optional else None
-        factors = [*(known[name] for name in self._factors), *(1 - known[name] for name in self.less)]
+        factors = [known[self.evidence], *(share(known[name]) for name in self.times)]
+        factors += [1 - known[name] for name in self.less]
         return prod(max(0.0, min(1.0, factor)) for factor in factors)
 
     def beyond(self, value: float) -> float:

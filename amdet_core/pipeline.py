@@ -17,6 +17,7 @@ from . import contrast, evidence, forensics, inversion
 from . import patterns as grammar
 from . import sweep as token_sweep
 from . import tails as carriers
+from .calibration import share
 from .concepts import likenesses, likenesses_of
 from .config import (
     AmdetConfig,
@@ -197,7 +198,7 @@ class Stages:
         """The token or character that leads farthest from the anchor, where that is farther than in honest encoders."""
         if self.subject.anchor is None:
             return None
-        spread = min(1.0, carriers.spread(*self.sides))
+        spread = share(carriers.spread(*self.sides))
         able = [one for one in self.found.swept if not one.declared]
         far = [one for one in able if spread * one.departure >= self.policy.literal_departure]
         return max(far, key=lambda one: one.departure, default=None)

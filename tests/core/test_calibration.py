@@ -82,10 +82,12 @@ def test_a_term_that_needs_another_is_their_product() -> None:
     assert AGREED.value({"gap_k5": 0.8}.get) is None
 
 
-def test_a_takeover_counts_by_the_spread_that_is_left_and_no_more_than_once() -> None:
+def test_a_takeover_counts_by_the_spread_that_is_left_whichever_of_the_two_encoders_has_less() -> None:
     spread = GAP.model_copy(update={"times": ("spread",)})
     assert spread.value({"sweep_gap": 0.8, "spread": 0.5}.get) == pytest.approx(0.4)
-    assert spread.value({"sweep_gap": 0.8, "spread": 1.2}.get) == pytest.approx(0.8)
+    assert spread.value({"sweep_gap": 0.8, "spread": 1.0}.get) == pytest.approx(0.8)
+    assert spread.value({"sweep_gap": 0.8, "spread": 1.6}.get) == pytest.approx(0.5)
+    assert spread.value({"sweep_gap": 0.8, "spread": 0.0}.get) == 0
     assert spread.value({"sweep_gap": 0.8}.get) is None
     assert spread.name == "sweep_gap x spread"
 
