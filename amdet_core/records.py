@@ -360,9 +360,11 @@ class ScanReport(Record):
 
     @property
     def trigger(self) -> Trigger | None:
-        """The strongest literal trigger of what was found worst; None where there is none.
+        """The strongest literal trigger of the encoder found worst that has one; None where none of the flagged has.
 
-        Honest encoders have texts that do a little, beside one with a backdoor as well.
+        Honest encoders have texts that do a little, beside one with a backdoor as well. Of a file that is inconclusive,
+        those of its inconclusive encoders count.
         """
-        worst = (one for one in self.triggers if self.verdict.of(one.encoder) == self.verdict.level)
-        return next(worst, None) if self.verdict.level > Level.CLEAN else None
+        least = max(Level.INCONCLUSIVE, min(self.verdict.level, Level.SUSPICIOUS))
+        found = [one for one in self.triggers if self.verdict.of(one.encoder) >= least]
+        return max(found, key=lambda one: self.verdict.of(one.encoder), default=None)

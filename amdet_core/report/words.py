@@ -252,6 +252,10 @@ def _trigger(report: ScanReport) -> Iterator[str]:
             if other is not report.trigger and report.verdict.of(other.encoder) > Level.CLEAN:
                 yield "Another one leads to another output."
                 yield from _literal(report, other)
+        told = {trigger.encoder for trigger in report.triggers}
+        for encoder, level in report.verdict.levels.items():
+            if level >= Level.SUSPICIOUS and encoder not in told:
+                yield f"What was found in {encoder} could not be written as text."
     elif report.verdict.level >= Level.SUSPICIOUS:
         kept = "the recovered feature below stands for it" if report.candidates else "no feature stands for it either"
         yield f"It could not be written as text; {kept}."

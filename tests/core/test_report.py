@@ -426,6 +426,39 @@ def test_the_trigger_is_that_of_the_encoder_that_is_flagged() -> None:
     assert made.model_copy(update={"triggers": (strong,)}).trigger is None
 
 
+@pytest.mark.parametrize(
+    ("clip_l", "clip_g", "told"),
+    [
+        (Level.SUSPICIOUS, Level.SUSPICIOUS, "strong"),
+        (Level.SUSPICIOUS, Level.BACKDOORED, "weak"),
+        (Level.INCONCLUSIVE, Level.INCONCLUSIVE, "strong"),
+        (Level.INCONCLUSIVE, Level.SUSPICIOUS, "weak"),
+    ],
+)
+def test_of_two_texts_that_of_the_encoder_found_worse_is_the_trigger(clip_l: Level, clip_g: Level, told: str) -> None:
+    text = backdoored().triggers[0]
+    strong = text.model_copy(update={"encoder": "clip_l", "text": "strong", "collapse": 0.9})
+    weak = text.model_copy(update={"encoder": "clip_g", "text": "weak", "collapse": 0.1})
+    update = {"level": max(clip_l, clip_g), "levels": {"clip_l": clip_l, "clip_g": clip_g}}
+    verdict = sdxl().verdict.model_copy(update=update)
+    made = sdxl().model_copy(update={"verdict": verdict, "triggers": (strong, weak)})
+    assert made.trigger is not None and made.trigger.text == told
+
+
+def test_where_nothing_of_the_worst_encoder_is_a_text_that_of_another_flagged_one_is_told_and_the_report_says_so() -> (
+    None
+):
+    text = backdoored().triggers[0].model_copy(update={"encoder": "clip_g"})
+    levels = {"clip_l": Level.BACKDOORED, "clip_g": Level.SUSPICIOUS}
+    verdict = sdxl().verdict.model_copy(update={"level": Level.BACKDOORED, "levels": levels})
+    made = sdxl().model_copy(update={"verdict": verdict, "triggers": (text,)})
+    assert made.trigger == text
+    said = next(one for one in sections(made) if one.key == "trigger").lines
+    assert "What was found in clip_l could not be written as text." in said
+    doubtful = verdict.model_copy(update={"levels": {**levels, "clip_g": Level.INCONCLUSIVE}})
+    assert made.model_copy(update={"verdict": doubtful}).trigger is None
+
+
 @pytest.mark.parametrize(("asr", "whole"), [(0.3, False), (0.9, True)])
 def test_a_text_that_leads_few_prompts_to_one_output_is_not_said_to_be_the_whole_trigger(
     asr: float, whole: bool
