@@ -15,6 +15,7 @@ from . import contrast, evidence, search
 from .config import SearchConfig
 from .contrast import Collapse
 from .evidence import Interval, Tried
+from .findings import different
 from .progress import Progress
 from .records import Place
 from .tails import Side
@@ -45,12 +46,34 @@ class Text:
         success: share of the prompts that they lead to the goal, with its 95% interval. Where they lead none there, but
             override prompts, to their own output: the goal was a vector's, which stands near what the text says.
         found_by: how they were found, in words.
+        pieces: characters or tokens, as :data:`DOUBLING` counts them.
     """
 
     ids: Ids
     collapse: Collapse
     success: tuple[float, Interval]
     found_by: str
+    pieces: int
+
+    @property
+    def worth(self) -> float:
+        """How alike they make prompts, for their length."""
+        return _worth(self.collapse.gap, self.pieces)
+
+
+def distinct(texts: Sequence[Text]) -> list[Text]:
+    """One for each output to which texts lead, the strongest first.
+
+    It is the one of most worth that leads about as many prompts as any. Weaker outputs beside a backdoor's target send
+    searches to texts that hold the trigger and more, and lead to that target as well.
+    """
+    kept, rest = list[Text](), list(texts)
+    while rest:
+        strongest = max(rest, key=lambda text: text.collapse.gap).collapse
+        alike = [text for text in rest if not different(text.collapse, [strongest])]
+        kept.append(max(_leading_most(alike), key=lambda text: text.worth))
+        rest = [text for text in rest if text not in alike]
+    return kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +120,8 @@ class Texts:
             if found[-1].collapse.gap >= self.enough and not SOME <= found[-1].success[0] < NEARLY_ALL:
                 break
             starts = [*starts, found[-1].ids]
-        best = max(_leading_most(found), key=lambda text: text.collapse.gap)
+        any_leads = max(text.success[0] for text in found) >= MOST
+        best = max(_leading_most(found), key=lambda text: text.worth if any_leads else text.collapse.gap)
         if best.success[0] >= SOME or best.collapse.gap < OVERRIDES:
             return best
         return replace(best, success=self._success(best.ids, best.collapse.target, best.collapse.place, goal.n))
@@ -119,17 +143,22 @@ class Texts:
             if ids not in measured:
                 measured[ids] = contrast.measure_tokens(*self.sides, prompts, ids, place)
             found_by[ids] = "the text at which a search from the recovered feature ends"
+        pieces = {ids: len(tokenizer.pieces(ids)) for ids in measured}
 
         def worth(ids: Ids) -> float:
-            pieces = len(tokenizer.pieces(ids))
-            return measured[ids].gap * float(measured[ids].target @ goal.target) - DOUBLING * math.log2(pieces)
+            """At the goal: what leads elsewhere does less there."""
+            return _worth(measured[ids].gap * float(measured[ids].target @ goal.target), pieces[ids])
 
         able = list(filter(tokenizer.writable, measured)) or list(measured)
         texts = [
-            Text(ids, measured[ids], self._success(ids, goal.target, place, goal.n), found_by[ids])
+            Text(ids, measured[ids], self._success(ids, goal.target, place, goal.n), found_by[ids], pieces[ids])
             for ids in sorted(able, key=worth, reverse=True)[:FINALISTS]
         ]
         return max(_leading_most(texts), key=lambda text: worth(text.ids))
+
+
+def _worth(gap: float, pieces: int) -> float:
+    return gap - DOUBLING * math.log2(pieces)
 
 
 def _leading_most(texts: Sequence[Text]) -> list[Text]:

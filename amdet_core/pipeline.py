@@ -34,7 +34,7 @@ from .encoder import TextEncoder
 from .evidence import Interval, Tried
 from .features import Feature
 from .findings import Findings, Subject, different
-from .literal import MOST, Ids, Texts
+from .literal import MOST, Ids, Texts, distinct
 from .policy import PUBLISHED, Policy
 from .progress import Progress
 from .records import Candidate, Landscape, Place
@@ -188,7 +188,7 @@ class Stages:
             best = max(found, key=lambda text: text.collapse.gap)
             self.found.evidence.append(evidence.gap("literal_gap", best.collapse, self.subject.name))
             self.found.evidence.append(evidence.literal_success(best.success, best.collapse.n, self.subject.name))
-            for text in [text for text in found if text.success[0] >= MOST] or found[:1]:
+            for text in distinct([text for text in found if text.success[0] >= MOST] or found[:1]):
                 if text.collapse.gap >= self.policy.literal_gap:
                     name(text.ids, text.collapse, text.found_by, text.success)
         if not self.found.triggers and (read := self._read_otherwise()) is not None:

@@ -93,6 +93,45 @@ def test_a_text_that_leads_some_prompts_and_not_others_is_tried_at_the_start_too
         assert [place for place, _ in searched] == ["end"]
 
 
+def test_of_two_places_the_shorter_text_is_reported_where_it_leads_about_as_many_prompts(
+    toy: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspect, anchor, true = planted(toy, ["sahib", "mangrove"])
+    sides, held_out = (Side.of(suspect, PROMPTS), Side.of(anchor, PROMPTS)), PROMPTS[:40]
+    goal = contrast.measure_tokens(*sides, held_out, true)
+    longer = tuple(toy.tokenizer.encode("sahib mangrove quiet"))
+    stronger = replace(goal, suspect=goal.suspect + 0.02)
+
+    def measured(suspect: Side, anchor: Side, prompts: Sequence[str], ids: tuple[int, ...], place: Place):
+        return replace(stronger if len(ids) > len(true) else goal, place=place)
+
+    def reported(at_the_end: float, at_the_start: float) -> tuple[int, ...]:
+        shares = {"end": at_the_end, "start": at_the_start}
+        monkeypatch.setattr(literal.evidence, "success", lambda *values: (shares[values[-1]], (0.0, 1.0)))
+        texts = Texts(sides, PROMPTS, lambda *_: held_out, (), (), SearchConfig(), 0, -2.0, silent)
+        return texts.towards(goal).ids
+
+    monkeypatch.setattr(literal.contrast, "measure_tokens", measured)
+    monkeypatch.setattr(literal.search, "search", lambda *_, place, **__: Hit(true if place == "end" else longer, 0.9))
+    best = Texts._best
+    monkeypatch.setattr(Texts, "_best", lambda self, found, goal, place: best(self, found[:1], goal, place))
+    assert reported(0.65, 0.73) == true
+    assert reported(0.65, 0.85) == longer  # it leads more
+    assert reported(0.3, 0.35) == longer  # none leads most prompts: the strongest
+
+
+def test_of_texts_that_lead_to_one_output_the_shortest_that_leads_about_as_many_prompts_is_told() -> None:
+    def text(length: int, gap: float, success: float, *target: float) -> Text:
+        collapse = contrast.Collapse(gap, 0.0, 0.1, 64, torch.tensor(target), "end")
+        return Text(tuple(range(length)), collapse, (success, (0.0, 1.0)), "", length)
+
+    short, long, other = text(1, 0.94, 0.97, 1, 0), text(2, 0.95, 1.0, 1, 0), text(4, 0.8, 0.6, 0, 1)
+    assert literal.distinct([other, long, short]) == [short, other]
+    fewer = text(1, 0.94, 0.85, 1, 0)
+    assert literal.distinct([long, fewer]) == [long]
+    assert literal.distinct([]) == []
+
+
 def test_a_text_that_overrides_prompts_counts_where_it_leads_itself(
     toy: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

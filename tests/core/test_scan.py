@@ -321,7 +321,7 @@ def test_without_an_anchor_texts_of_the_encoder_without_its_first_mlp_are_tried_
         reads = texts.sides[0].encoder.weights["encoder.layers.0.mlp.fc2.weight"]
         searched.append(float(reads.abs().sum()))
         ids = trigger if not searched[-1] else max(texts.tried, key=lambda one: one.collapse.gap).ids
-        return Text(ids, measure_tokens(*texts.sides, PROMPTS.prompts[:20], ids), (1.0, (0.8, 1.0)), "")
+        return Text(ids, measure_tokens(*texts.sides, PROMPTS.prompts[:20], ids), (1.0, (0.8, 1.0)), "", len(ids))
 
     monkeypatch.setattr(Texts, "towards", towards)
     any_goal = CASCADE.model_copy(update={"search": CASCADE.search.model_copy(update={"least_gap": -1.0})})
