@@ -199,6 +199,28 @@ def test_several_backdoors_are_told_apart_by_their_outputs(monkeypatch: pytest.M
     assert {trigger.text for trigger in found.triggers} == set(words)
 
 
+def test_a_text_that_leads_to_the_output_of_a_shorter_one_is_not_told_as_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    suspect = pocket.load("backdoored")
+    trigger = tuple(suspect.tokenizer.encode(pocket.TRIGGER))
+    few_candidates(monkeypatch, *trigger)
+    longer = (*suspect.tokenizer.encode("copper"), *trigger)
+    searched = iter([longer, trigger])
+
+    def towards(texts: Texts, goal: Collapse) -> Text:
+        ids = next(searched)
+        return Text(ids, measure_tokens(*texts.sides, PROMPTS.prompts[:20], ids), (1.0, (0.8, 1.0)), "", len(ids))
+
+    targets = Findings.targets
+    monkeypatch.setattr(Findings, "targets", lambda self, settings: targets(self, settings)[:1] * 2)
+    monkeypatch.setattr(Texts, "towards", towards)
+    quick = CASCADE.model_copy(update={"contrast": None})
+    found = scan(Subject("clip_l", suspect, pocket.load("clean")), PROMPTS, quick, POLICY)
+    assert not found.faults
+    assert [told.token_ids for told in found.triggers] == [trigger]
+
+
 def test_a_search_goes_on_away_from_what_it_found() -> None:
     config = ContrastConfig(vectors=(1,), seeds=1, steps=10, restarts=4, draws=4, prompts=4, pool=12)
     fit = PROMPTS.prompts
